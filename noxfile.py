@@ -1,0 +1,277 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The project's sessions: `nox -l` lists them, CONTRIBUTING.md says when to use which.
+
+Every session installs with pip from constraints/, torch first and pinned: an open torch pulls gigabytes.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import shutil
+from pathlib import Path
+from typing import Final
+
+import nox
+
+nox.needs_version = ">=2025.2.9"
+nox.options.default_venv_backend = "virtualenv"
+nox.options.reuse_venv = "yes"
+nox.options.error_on_external_run = True
+
+ROOT: Final = Path(__file__).parent
+
+# Distribution -> the siblings it stands on. All others must be absent where that layer is installed alone.
+LAYERS: Final[dict[str, tuple[str, ...]]] = {
+    "ir-core": (),
+    "ir-platform": (),
+    "ir-kernels-triton": ("ir-core", "ir-platform"),
+    "ir-vllm-adapter": ("ir-core", "ir-platform"),
+}
+# GPU targets whose kernels are compiled everywhere and run where there is such a card.
+TARGETS: Final = ("sm80", "sm86", "sm89", "sm90", "sm100", "sm120")
+# Supported vLLM -> how its session runs: "engine" drives the real engine, "seams" checks registration,
+# priorities, hashes and both seams. Each has its trio in constraints/vllm-<version>.txt.
+VLLM_VERSIONS: Final[dict[str, str]] = {
+    "0.20.0": "seams",
+    "0.26.0": "seams",
+    "0.32.0": "engine",
+    "0.33.0": "seams",
+}
+
+EVERYDAY: Final = "constraints/everyday.txt"
+MINIMUMS: Final = "constraints/minimums.txt"
+NO_HARDWARE: Final = "not gpu and not vllm and not packs"
+WHEELS: Final = ROOT / ".nox" / "wheels"
+
+PYPROJECT: Final = nox.project.load_toml(ROOT / "pyproject.toml")
+
+
+def group(*names: str) -> tuple[str, ...]:
+    """Requirements of the named dependency groups of the root pyproject."""
+    return nox.project.dependency_groups(PYPROJECT, *names)
+
+
+def requirements(*dists: str) -> list[str]:
+    """What these distributions need from outside this repository, torch first."""
+    found = {
+        requirement
+        for dist in dists
+        for requirement in nox.project.load_toml(ROOT / "packages" / dist / "pyproject.toml")["project"][
+            "dependencies"
+        ]
+        if not requirement.startswith(tuple(LAYERS))
+    }
+    return sorted(found, key=lambda requirement: (not requirement.startswith("torch"), requirement))
+
+
+def install_outside(
+    session: nox.Session, dists: tuple[str, ...], *extra: str, constraints: str = EVERYDAY
+) -> None:
+    """Install the pinned third-party requirements of these distributions, and ``extra``."""
+    session.install("-c", constraints, *requirements(*dists), *extra)
+
+
+def install_editable(session: nox.Session, *extra: str, constraints: str = EVERYDAY) -> None:
+    """Install the four distributions from the working tree, and ``extra``; --no-venv takes what is there."""
+    if isinstance(session.virtualenv, nox.virtualenv.PassthroughEnv):
+        session.log("no environment of its own: using what this interpreter has installed")
+        return
+    install_outside(session, tuple(LAYERS), *extra, "hatchling", "editables", constraints=constraints)
+    editable = [flag for dist in LAYERS for flag in ("-e", f"packages/{dist}")]
+    session.install("--no-deps", "--no-build-isolation", *editable)
+
+
+@functools.cache
+def wheels() -> Path:
+    """Folder for the four wheels of this run of nox, empty at first."""
+    shutil.rmtree(WHEELS, ignore_errors=True)
+    return WHEELS
+
+
+def build_wheels(session: nox.Session) -> Path:
+    """The four wheels, built once a run from the working tree."""
+    folder = wheels()
+    if not folder.exists():
+        session.run(
+            *("python", "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(folder)),
+            *(str(ROOT / "packages" / dist) for dist in LAYERS),
+        )
+    return folder
+
+
+def install_wheels(session: nox.Session, *dists: str) -> None:
+    """Install these distributions from our own wheels, with no index to fall back on."""
+    folder = build_wheels(session)
+    session.run("python", "-m", "pip", "uninstall", "--quiet", "--yes", *LAYERS, silent=True)
+    session.install("--no-index", "--find-links", str(folder), *dists)
+    session.run("python", "-m", "pip", "check")
+
+
+def pytest(
+    session: nox.Session, *args: str, require: str = "", empty_is_fine: bool = False, **env: str
+) -> None:
+    """Run pytest; ``require`` names the kinds of test of which at least one must have passed."""
+    session.run(
+        *("python", "-m", "pytest", *args),
+        env={"IR_REQUIRE_KINDS": require, **env},
+        success_codes=[0, 5] if empty_is_fine else [0],
+    )
+
+
+def run_tests(session: nox.Session, *paths: str, interpreted: bool) -> None:
+    """All tests under ``paths`` that need no GPU and no vLLM; ``interpreted``: some of them must be Triton's.
+
+    Triton decides when a kernel is decorated whether it is compiled or interpreted, so the interpreted
+    tests have a process of their own.
+    """
+    pytest(session, "-m", f"{NO_HARDWARE} and not interpreter", *paths, *session.posargs)
+    pytest(
+        session,
+        *("-m", f"{NO_HARDWARE} and interpreter", *paths, *session.posargs),
+        require="interpreter" if interpreted else "",
+        empty_is_fine=not interpreted,
+        TRITON_INTERPRET="1",
+    )
+
+
+@nox.session
+def demo(session: nox.Session) -> None:
+    """The main job: this README through a decoder whose every norm is selected and compared bit by bit."""
+    install_editable(session)
+    session.run(
+        "python",
+        "-m",
+        "ir_core",
+        "demo",
+        *(session.posargs or ["README.md"]),
+        env={"VLLM_BATCH_INVARIANT": "1"},
+    )
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """Every test that needs no GPU and no vLLM, on the working tree."""
+    install_editable(session, *group("tests"))
+    run_tests(session, "packages", "tests", interpreted=True)
+
+
+@nox.session
+@nox.parametrize("dist", [nox.param(dist, id=dist) for dist in LAYERS])
+def layer(session: nox.Session, dist: str) -> None:
+    """One distribution alone, from its wheel: the higher layers are absent and its own tests pass."""
+    below = LAYERS[dist]
+    install_outside(session, (dist, *below), *group("tests"))
+    install_wheels(session, dist)
+    session.run("python", "-I", "tests/layer_alone.py", dist, *below)
+    run_tests(session, f"packages/{dist}/tests", interpreted=dist == "ir-kernels-triton")
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Lint, format and the layer rule, and that the change notes make a changelog."""
+    session.install("-c", EVERYDAY, *group("lint"))
+    session.run("ruff", "check", *session.posargs)
+    session.run("ruff", "format", "--check")
+    version = (ROOT / "VERSION").read_text().strip()
+    session.run("towncrier", "build", "--draft", "--version", version, silent=True)
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """Strict type check of the four distributions."""
+    install_outside(session, tuple(LAYERS), *group("types"))
+    session.run("mypy", *session.posargs)
+
+
+def present_target() -> str:
+    """Code that prints the sm of the first visible NVIDIA GPU, or nothing."""
+    return (
+        "import torch\n"
+        "if torch.cuda.is_available(): print('sm%d%d' % torch.cuda.get_device_capability(0))"
+    )  # fmt: skip
+
+
+@nox.session(default=False)
+@nox.parametrize("target", [nox.param(target, id=target, tags=[target]) for target in TARGETS])
+def gpu(session: nox.Session, target: str) -> None:
+    """Compile every kernel for one GPU target, anywhere; run the GPU tests where there is such a card."""
+    install_editable(session, *group("tests"))
+    pytest(session, "packages/ir-kernels-triton/tests/test_static_proof.py", IR_PROOF_TARGET=target)
+    card = str(session.run("python", "-c", present_target(), silent=True) or "").strip()
+    if card == target:
+        pytest(session, "-m", "gpu and not vllm", "packages", "tests", *session.posargs, require="gpu")
+        return
+    verdict = f"kernels compile for {target}, but were not run: this machine has {card or 'no NVIDIA GPU'}"
+    if os.environ.get("IR_REQUIRE_TARGET") == target:
+        session.error(f"{verdict}, and IR_REQUIRE_TARGET={target}")
+    session.skip(verdict)
+
+
+@nox.session(default=False)
+def packs(session: nox.Session) -> None:
+    """Third-party and broken packs, built to wheels and all installed at once beside ours."""
+    install_outside(session, tuple(LAYERS), *group("tests"), "hatchling")
+    install_wheels(session, *LAYERS)
+    folder = Path(session.create_tmp()).resolve() / "wheels"
+    shutil.rmtree(folder, ignore_errors=True)
+    session.run("python", "tests/packs/build_packs.py", str(folder))
+    built = sorted(str(wheel) for wheel in folder.glob("*.whl"))
+    session.install("--no-deps", "--force-reinstall", *built)
+    pytest(session, "-m", "packs", "tests/packs", *session.posargs, require="packs", TRITON_INTERPRET="1")
+
+
+@nox.session(default=False)
+@nox.parametrize("version", [nox.param(version, id=version) for version in VLLM_VERSIONS])
+def vllm(session: nox.Session, version: str) -> None:
+    """The adapter inside the real vLLM of one version; 0.32.0 runs the engine itself, on the CPU."""
+    trio = f"constraints/vllm-{version}.txt"
+    session.install("-c", trio, *requirements(*LAYERS))
+    session.install("-c", trio, "vllm", "triton", *group("tests"), "hatchling", "editables")
+    # Built for CUDA: beside a CPU torch they break `import transformers`.
+    session.run(
+        "python", "-m", "pip", "uninstall", "--quiet", "--yes", "torchvision", "torchaudio", "torchcodec"
+    )
+    editable = [flag for dist in LAYERS for flag in ("-e", f"packages/{dist}")]
+    session.install(
+        "--no-deps", "--no-build-isolation", *editable, "-e", "packages/ir-vllm-adapter/tests/engine"
+    )
+    pytest(
+        session, "-m", "vllm and not gpu", "packages/ir-vllm-adapter/tests", *session.posargs,
+        require="vllm", IR_VLLM_MODE=VLLM_VERSIONS[version],
+    )  # fmt: skip
+
+
+@nox.session(default=False)
+def minimums(session: nox.Session) -> None:
+    """The tests with the lowest supported version of every dependency."""
+    install_editable(session, *group("tests"), constraints=MINIMUMS)
+    run_tests(session, "packages", "tests", interpreted=True)
+
+
+@nox.session(default=False)
+def bench(session: nox.Session) -> None:
+    """The benchmarks that this machine can run; results go to benchmarks/results."""
+    install_editable(session, "matplotlib")
+    scripts = session.posargs or sorted(str(path) for path in (ROOT / "benchmarks").glob("*.py"))
+    for script in scripts:
+        session.run("python", script)
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """The documentation, with warnings as errors."""
+    install_editable(session, *group("docs"))
+    session.run("sphinx-build", "-W", "--keep-going", "-q", "-b", "html", "docs", "docs/_build/html")
+
+
+@nox.session(default=False)
+def build(session: nox.Session) -> None:
+    """Wheels and source distributions of all four, each wheel built from its sdist, checked by twine."""
+    session.install("-c", EVERYDAY, *group("build"))
+    shutil.rmtree(ROOT / "dist", ignore_errors=True)
+    for dist in LAYERS:
+        session.run("python", "-m", "build", "--outdir", "dist", f"packages/{dist}", silent=True)
+    files = sorted(str(path) for path in (ROOT / "dist").iterdir())
+    session.run("twine", "check", "--strict", *files)
+    session.run("python", "tests/wheel_contents.py", *files)
