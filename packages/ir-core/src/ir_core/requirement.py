@@ -5,7 +5,7 @@ A pack writes a requirement as text, so that its data needs no import::
 
     "sm>=8.0"                                     a CUDA device of SM 8.0 or newer
     "sm>=8.0, sm<10.0, tma | cpu, triton_interpreter"      ',' is all-of, '|' is any-of and binds weaker
-    "rocm, gfx942"                                a kind and a feature: ROCm devices have their gfx name as one
+    "rocm, gfx942"                                a kind, and a feature that every gfx942 has
 
 A bare word is a kind if it is one of ``ir_core.target.KINDS``, else a feature.
 """
@@ -140,7 +140,7 @@ class Feature(Requirement):
     name: str
 
     def __post_init__(self) -> None:
-        if not isinstance(self.name, str) or not _WORD.fullmatch(self.name):
+        if not _WORD.fullmatch(str(self.name)):
             raise TargetError(f"{self.name!r} is not the name of a feature.", fix="Write one word: 'tma'.")
         if self.name in KINDS:
             raise TargetError(f"{self.name!r} is a kind, not a feature.", fix=f"Write Kind({self.name!r}).")

@@ -39,7 +39,7 @@ class Capability:
 
     def __post_init__(self) -> None:
         for part in (self.major, self.minor):
-            if isinstance(part, bool) or not isinstance(part, int) or part < 0:
+            if type(part) is not int or part < 0:  # bool is an int
                 raise _bad_capability((self.major, self.minor))
         if self.major < 1 or self.minor > 9:  # SM names give the minor version one digit
             raise _bad_capability((self.major, self.minor))
@@ -151,7 +151,7 @@ class Target:
     notes: tuple[str, ...] = field(default=(), compare=False)
 
     def __post_init__(self) -> None:
-        if not isinstance(self.device, str) or not self.device:
+        if not self.device:
             raise TargetError(
                 f"{self.device!r} is not a device.", fix="Name it as torch does: 'cuda:0', 'cpu'."
             )
