@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Ops whose implementations are declared, selected, and proven batch-invariant.
+
+The five verbs, in order, and where they live:
+
+1. **register** an implementation of an op: :func:`register_op`, :meth:`IrOp.register_impl` (``registry``: ``op.py``,
+   ``impl.py``) or a :class:`KernelPack` (``pack.py``)
+2. **discover** the packs that are installed: ``discovery.py``
+3. **select** one implementation for a call under an explicit requirement: :func:`select` (``selection.py``,
+   ``policy.py``)
+4. **call** it eagerly (``dispatch.py``) or **lower** a compiled graph to it: :func:`compile` (``lowering/``)
+5. **verify**, bitwise, that it has the property it claims: ``verification/``
+"""
+
+from ir_core import errors, ops
+from ir_core.discovery import failures, get_op, packs, refresh
+from ir_core.dispatch import enable_torch_wrap, set_default_torch_wrap
+from ir_core.errors import IrError, IrWarning
+from ir_core.impl import IrOpImpl
+from ir_core.op import IrOp
+from ir_core.pack import PACK_API, ImplSpec, KernelPack
+from ir_core.policy import OpPolicy, Policy, change_default, current, scope
+from ir_core.registry import RESERVED_PROVIDERS, register_op
+from ir_core.requirement import SM, AllOf, AnyOf, Feature, Kind, Requirement, parse_requirement
+from ir_core.selection import Candidate, Evidence, Selection, select
+from ir_core.target import Accepted, Capability, Rejected, Target
+from ir_core.version import __version__
+
+__all__ = [
+    "PACK_API",
+    "RESERVED_PROVIDERS",
+    "SM",
+    "Accepted",
+    "AllOf",
+    "AnyOf",
+    "Candidate",
+    "Capability",
+    "Evidence",
+    "Feature",
+    "ImplSpec",
+    "IrError",
+    "IrOp",
+    "IrOpImpl",
+    "IrWarning",
+    "KernelPack",
+    "Kind",
+    "OpPolicy",
+    "Policy",
+    "Rejected",
+    "Requirement",
+    "Selection",
+    "Target",
+    "__version__",
+    "change_default",
+    "current",
+    "enable_torch_wrap",
+    "errors",
+    "failures",
+    "get_op",
+    "ops",
+    "packs",
+    "parse_requirement",
+    "refresh",
+    "register_op",
+    "scope",
+    "select",
+    "set_default_torch_wrap",
+]

@@ -1,0 +1,430 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Call: the eager hot path.
+
+The first call with new facts selects; every later one with the same facts must not pay for that. For each op,
+policy and overload there is a :class:`Table`, whose function is generated from what the predicates asked about::
+
+    def rms_norm(self, x, weight, epsilon, variance_size=None):
+        if SCOPES and (other := route()) is not None: return other(self, x, weight, epsilon, variance_size)
+        if x.dtype is A0 and weight is not None and weight.dtype is A1 and ...:
+            if grad_enabled() and (x.requires_grad or weight.requires_grad): return torch_op(...)
+            return impl0(x, weight, epsilon, variance_size)
+        return miss(x, weight, epsilon, variance_size)
+
+It has the op's own signature, so that nothing is packed into ``*args``, and asks only for the facts that decide:
+an op whose first candidate takes everything is one comparison of the device. The tables of a process-wide policy
+are dropped when that policy, the implementations or the packs change.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import linecache
+import logging
+import math
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any, Final
+
+import torch
+
+from ir_core import facts, platforms, policy, selection
+from ir_core.policy import Policy
+
+if TYPE_CHECKING:
+    from ir_core.impl import IrOpImpl
+    from ir_core.op import IrOp
+    from ir_core.selection import Selection
+
+logger = logging.getLogger("ir_core")
+
+MAX_ENTRIES: Final = 16
+"""Selections kept in one generated function. A model has a handful of shapes an op; beyond this the oldest goes."""
+
+_wrap_default = True
+_wrap: ContextVar[bool | None] = ContextVar("ir_core_torch_wrap", default=None)
+_lock = threading.RLock()
+
+
+def torch_wrap() -> bool:
+    """Whether op calls go through the torch op here."""
+    own = _wrap.get()
+    return _wrap_default if own is None else own
+
+
+def set_default_torch_wrap(enable: bool = True) -> None:
+    """Let op calls go through their torch op (the default), or straight to the implementation; for the process."""
+    global _wrap_default
+    _wrap_default = bool(enable)
+    reset_all()
+
+
+@contextlib.contextmanager
+def enable_torch_wrap(enable: bool = True) -> Iterator[None]:
+    """:func:`set_default_torch_wrap` for a ``with`` block, in this thread and task.
+
+    Through the torch op a call can be traced and lowered; straight to the implementation it is faster.
+    """
+    policy.SCOPES[:] = [True]
+    token = _wrap.set(bool(enable))
+    try:
+        yield
+    finally:
+        _wrap.reset(token)
+
+
+def resolve(
+    op: IrOp, requirement: Policy, args: Sequence[Any], device: torch.device | None = None
+) -> tuple[Selection, IrOpImpl]:
+    """Select for complete arguments and report what a user should hear about.
+
+    Args:
+        device: where the call runs; by default where its first tensor is.
+
+    Raises:
+        SelectionError: no implementation qualifies.
+    """
+    from ir_core import locking
+    from ir_core.verification.evidence import evidence_for
+
+    if device is None:
+        device = next((arg.device for arg in args if isinstance(arg, torch.Tensor)), torch.device("cpu"))
+    target = platforms.target_of(device)
+    chosen = selection.select(op, requirement, target, args, evidence=evidence_for, full=False)
+    if chosen.chosen is None:  # say everything about everybody
+        chosen = selection.select(op, requirement, target, args, evidence=evidence_for, full=True)
+    impl = op._impls[chosen.provider]
+    locking.check(impl)
+    _report(op, chosen)
+    return chosen, impl
+
+
+_reported: set[tuple[object, ...]] = set()
+
+
+def _report(op: IrOp, chosen: Selection) -> None:
+    """Log a fallback once: a provider named by the user was passed over, or only the slow portable one is left."""
+    key: tuple[object, ...] = (op.name, chosen.target, chosen.provider, chosen.fallbacks, chosen.batch_invariant)
+    if key in _reported:
+        return
+    _reported.add(key)
+    passed = chosen.fallbacks
+    if not passed and chosen.batch_invariant and chosen.provider == selection.PORTABLE:
+        passed = tuple(c for c in chosen.candidates if not c.chosen and c.provider != selection.NATIVE)
+    if passed:
+        reasons = "; ".join(f"{c.provider}: {c.reason}" for c in passed)
+        logger.warning("%s runs %s on %s. %s", op.name, chosen.provider, chosen.target.device, reasons)
+    else:
+        logger.info("%s runs %s on %s", op.name, chosen.provider, chosen.target.device)
+
+
+class Table:
+    """The generated function of one op under one policy: direct or through torch, functional or in place."""
+
+    def __init__(self, op: IrOp, requirement: Policy | None, wrap: bool, inplace: bool, kernel: bool) -> None:
+        self.op, self.policy, self.wrap, self.inplace = op, requirement, wrap, inplace
+        self.kernel = kernel  # called by torch's dispatcher, below autograd: gradients are taken care of
+        self._entries: list[tuple[tuple[str, ...], dict[str, Any], IrOpImpl]] = []
+        self.function = self._generate()
+
+    def _generate(self) -> Callable[..., Any]:
+        op = self.op
+        names = ", ".join(op.params)
+        space: dict[str, Any] = {
+            "SCOPES": policy.SCOPES,
+            "route": self._route,
+            "miss": self._miss,
+            "grad_enabled": torch.is_grad_enabled,
+            "torch_op": op._library.inplace if self.inplace else op._library.functional,
+            "tracing": _tracing,
+        }
+        signature, space_defaults = _signature_source(op.signature)
+        space.update(space_defaults)
+        # A method: Python looks __call__ up on the type, and Dynamo traces only those it finds there.
+        lines = [f"def {op.name}({'' if self.kernel else 'self, '}{signature}):"]
+        if self.policy is None:
+            own = names if self.kernel else f"self, {names}"
+            lines.append(f"    if SCOPES and (other := route()) is not None: return other({own})")
+        if self.wrap:
+            lines.append(f"    return torch_op({names})")
+        else:
+            for number, (conditions, constants, impl) in enumerate(self._entries):
+                lines += self._entry(number, conditions, constants, impl, space, names)
+            lines.append(f"    return miss({names})")
+        source = "\n".join(lines) + "\n"
+        filename = f"<ir_core dispatch {op.name} {id(self):x} {len(self._entries)}>"
+        # Tracebacks and Dynamo read the lines of a function from here.
+        linecache.cache[filename] = (len(source), None, source.splitlines(keepends=True), filename)
+        exec(compile(source, filename, "exec"), space)  # noqa: S102  built from the op's own parameter names
+        function: Callable[..., Any] = space[op.name]
+        return function
+
+    def _entry(
+        self,
+        number: int,
+        conditions: tuple[str, ...],
+        constants: dict[str, Any],
+        impl: IrOpImpl,
+        space: dict[str, Any],
+        names: str,
+    ) -> list[str]:
+        op = self.op
+        direct = impl.impl_fn if self.inplace or not impl.inplace else impl.func_impl_fn
+        space[f"impl{number}"] = direct
+        space[f"opaque{number}"] = op._library.provider(impl.provider)
+        rename = {key: f"{key}_{number}" for key in constants}
+        for key, value in constants.items():
+            space[rename[key]] = value
+        tests = [condition.format(**rename) for condition in conditions]
+        gradients = " or ".join(_wants_gradient(p, kind) for p, kind in op.tensor_params.items())
+        lines = [f"    if {' and '.join(tests) or 'True'}:"]
+        if not self.kernel and gradients:
+            lines.append(f"        if grad_enabled() and ({gradients}): return torch_op({names})")
+        if not self.kernel and keeps_whole(impl, self._policy()):
+            lines.append(f"        if tracing(): return opaque{number}({names})")
+        lines.append(f"        return impl{number}({names})")
+        return lines
+
+    def _policy(self) -> Policy:
+        return self.policy if self.policy is not None else policy.default()
+
+    def _route(self) -> Callable[..., Any] | None:
+        """The function for the scope of this thread or task, or ``None`` when it is under the default."""
+        if _tracing():  # Dynamo cannot look into a context variable
+            return self._traced
+        scoped = policy.scoped()
+        wrap = self.wrap if self.kernel else torch_wrap()
+        if scoped is None and wrap == self.wrap:
+            return None
+        return table(self.op, scoped, wrap, self.inplace, self.kernel).function
+
+    def _traced(self, _: Any, *args: Any) -> Any:
+        return _call_traced(self.op, self.inplace, *args)
+
+    def _miss(self, *args: Any) -> Any:
+        """Select for arguments with new facts, remember the outcome, and run it."""
+        if _tracing():
+            return _call_traced(self.op, self.inplace, *args)
+        requirement = self._policy()
+        chosen, impl = resolve(self.op, requirement, args)
+        if not torch._C._len_torch_dispatch_stack():  # facts of fake tensors may be symbols
+            self._remember(chosen, impl, args)
+        if not self.kernel and torch.is_grad_enabled():
+            if any(isinstance(arg, torch.Tensor) and arg.requires_grad for arg in args):
+                overload = self.op._library.inplace if self.inplace else self.op._library.functional
+                assert overload is not None
+                return overload(*args)
+        return impl.impl_fn(*args) if self.inplace else impl.func_impl_fn(*args)
+
+    def _remember(self, chosen: Selection, impl: IrOpImpl, args: Sequence[Any]) -> None:
+        conditions, constants = _conditions(self.op, chosen, args)
+        with _lock:
+            entry = (conditions, constants, impl)
+            if any(e[0] == conditions and e[1] == constants for e in self._entries):
+                return
+            self._entries = [entry, *self._entries][:MAX_ENTRIES]
+            function = self._generate()
+            self.function = function
+        publish(self)
+
+
+_tracing = torch.compiler.is_dynamo_compiling
+
+
+def keeps_whole(impl: IrOpImpl, requirement: Policy) -> bool:
+    """Whether a compiled graph calls this implementation as one op.
+
+    In batch-invariant mode always: a compiler may drop an intermediate rounding, contract a product and a sum,
+    or choose another order for a reduction, and compiled bits would no longer be the eager ones.
+    """
+    return impl.opaque or requirement.invariant(impl.op.name)
+
+
+def _wants_gradient(param: str, kind: str) -> str:
+    if kind == "Tensor":
+        return f"{param}.requires_grad"
+    if kind == "Optional[Tensor]":
+        return f"({param} is not None and {param}.requires_grad)"
+    return f"any(t is not None and t.requires_grad for t in {param} or ())"
+
+
+def _signature_source(signature: inspect.Signature) -> tuple[str, dict[str, Any]]:
+    parts: list[str] = []
+    defaults: dict[str, Any] = {}
+    for name, parameter in signature.parameters.items():
+        if parameter.default is parameter.empty:
+            parts.append(name)
+        else:
+            defaults[f"default_{name}"] = parameter.default
+            parts.append(f"{name}=default_{name}")
+    return ", ".join(parts), defaults
+
+
+def _conditions(op: IrOp, chosen: Selection, args: Sequence[Any]) -> tuple[tuple[str, ...], dict[str, Any]]:
+    """The facts that the choice rests on, as tests on the parameters and the constants they compare with.
+
+    Raw strides of the last dimension are compared as they are: a false difference only costs a second selection.
+    """
+    conditions: list[str] = []
+    constants: dict[str, Any] = {}
+    first = next((p for p, arg in zip(op.params, args, strict=True) if isinstance(arg, torch.Tensor)), None)
+    if first is not None:
+        conditions.append(_device_test(first, chosen.target.device))
+    order = {"none": 0, "dtype": 1, "value": 2, "ndim": 3}
+    for name, fact, value in sorted(chosen.reads, key=lambda read: order.get(read[1], 9)):
+        kind, _, arg = fact.partition(":")
+        expression = facts.EXPRESSIONS[kind].format(p=name, arg=arg)
+        if kind == "none":
+            conditions.append(f"{name} is {'' if value else 'not '}None")
+            continue
+        key = f"c{len(constants)}"
+        constants[key] = value
+        same = "is" if kind == "dtype" or value is None or isinstance(value, bool) else "=="
+        conditions.append(f"{expression} {same} {{{key}}}")
+    return tuple(conditions), constants
+
+
+def _device_test(name: str, device: str) -> str:
+    kind, _, index = device.partition(":")
+    if kind == "cpu":
+        return f"{name}.is_cpu"
+    if kind == "cuda":
+        return f"{name}.get_device() == {index or 0} and {name}.is_cuda"
+    return f"str({name}.device) == {device!r}"
+
+
+# -- the tables of each op ---------------------------------------------------------------------------------
+
+
+def table(op: IrOp, requirement: Policy | None, wrap: bool, inplace: bool, kernel: bool) -> Table:
+    """The table for a policy (``None``: the default one), made when it is first asked for."""
+    key = (requirement, wrap, inplace, kernel)
+    found = op._tables.get(key)
+    if found is None:
+        with _lock:
+            found = op._tables.get(key)
+            if found is None:
+                found = op._tables[key] = Table(op, requirement, wrap, inplace, kernel)
+    return found
+
+
+def publish(changed: Table) -> None:
+    """Put the function of a table of the default policy where callers find it."""
+    op = changed.op
+    if op._tables.get((changed.policy, changed.wrap, changed.inplace, changed.kernel)) is not changed:
+        return  # dropped meanwhile
+    if changed.policy is not None:
+        return
+    if changed.kernel:
+        setattr(op, "_direct_inplace" if changed.inplace else "_direct", changed.function)
+    elif changed.wrap == _wrap_default:
+        _set_call(op.maybe_inplace if changed.inplace else op, changed.function)
+
+
+def _set_call(instance: Any, function: Callable[..., Any]) -> None:
+    type(instance).__call__ = function  # each op has a type of its own
+
+
+class InplaceOverload:
+    """``op.maybe_inplace``: call the op and donate its activations, whose contents are undefined afterwards."""
+
+    def __init__(self, op: IrOp) -> None:
+        self.op = op
+        self.name = f"{op.name}.maybe_inplace"
+        self.torch_op = op._library.inplace
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        raise NotImplementedError("replaced by dispatch.install()")
+
+    def __repr__(self) -> str:
+        return f"{self.op!r}.maybe_inplace"
+
+
+def install(op: IrOp) -> None:
+    """Give a new op its call."""
+    op.__class__ = type(f"IrOp_{op.name}", (type(op),), {"__slots__": ()})
+    if op.allow_inplace:
+        overload = InplaceOverload(op)
+        overload.__class__ = type(f"MaybeInplace_{op.name}", (InplaceOverload,), {"__slots__": ()})
+        op.maybe_inplace = overload
+    op._installed = True
+    reset(op)
+
+
+def reset(op: IrOp) -> None:
+    """Forget every selection made for ``op``: its implementations or the default policy changed."""
+    if not getattr(op, "_installed", False):
+        return
+    with _lock:
+        op._tables = {}
+        for inplace in (False, True) if op.allow_inplace else (False,):
+            publish(table(op, None, _wrap_default, inplace, False))
+            publish(table(op, None, False, inplace, True))
+
+
+def reset_all() -> None:
+    """:func:`reset` for every op."""
+    from ir_core.op import IrOp
+
+    for op in list(IrOp.registry.values()):
+        reset(op)
+
+
+policy.on_default_change(reset_all)
+
+
+# -- Dynamo ------------------------------------------------------------------------------------------------
+
+
+def _call_traced(op: IrOp, inplace: bool, *args: Any) -> Any:
+    """What Dynamo traces for a call that is not on the fast path: the torch op, or a choice made here and now."""
+    if _wrap_for_trace():
+        return (op._library.inplace if inplace else op._library.functional)(*args)
+    described = []
+    for name, arg in zip(op.params, args):  # noqa: B905  Dynamo knows no strict=
+        if not isinstance(arg, torch.Tensor):
+            described.append((arg,))
+        elif name in op.activations:
+            described.append((arg.dtype, arg.device, (2,) * (arg.dim() - 1) + arg.shape[-1:], arg.stride(-1)))
+        else:
+            described.append((arg.dtype, arg.device, tuple(arg.shape), arg.stride(-1)))
+    provider = _provider_for_trace(op.name, tuple(described))
+    if _whole_for_trace(op.name, provider):
+        return op._library.provider(provider)(*args)
+    impl = op._impls[provider]
+    return impl.impl_fn(*args) if inplace else impl.func_impl_fn(*args)
+
+
+def _provider_for_trace(name: str, described: tuple[Any, ...]) -> str:
+    """The provider for arguments of which only the facts are known: constants, and descriptions of tensors."""
+    from ir_core.op import IrOp
+
+    args: list[Any] = []
+    device = None
+    for arg in described:
+        if len(arg) == 1:
+            args.append(arg[0])
+            continue
+        dtype, where, shape, last_stride = arg
+        device = device or where
+        strides = [last_stride * math.prod(shape[i + 1 :]) for i in range(len(shape))]
+        args.append(torch.empty_strided(shape, strides, dtype=dtype, device="meta"))
+    return resolve(IrOp.registry[name], policy.current(), args, device)[1].provider
+
+
+def _wrap_for_trace() -> bool:
+    return torch_wrap()
+
+
+def _whole_for_trace(name: str, provider: str) -> bool:
+    from ir_core.op import IrOp
+
+    return keeps_whole(IrOp.registry[name]._impls[provider], policy.current())
+
+
+# Dynamo calls a function with this mark and puts its result into the trace as a constant; setting it here
+# spares `torch.compiler.assume_constant_result`, which imports all of Dynamo.
+for _constant in (_provider_for_trace, _wrap_for_trace, _whole_for_trace):
+    _constant._dynamo_marked_constant = True  # type: ignore[attr-defined]

@@ -1,0 +1,226 @@
+# SPDX-License-Identifier: Apache-2.0
+"""IrOpImpl: one implementation of an op, what it claims, and where it comes from."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+from collections.abc import Callable, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.library import infer_schema
+
+from ir_core import facts, sources
+from ir_core.errors import PredicateError, SchemaError
+from ir_core.requirement import parse_requirement
+
+if TYPE_CHECKING:
+    from ir_core.op import IrOp
+    from ir_core.requirement import Requirement
+
+
+class IrOpImpl:
+    """One implementation of an op, registered by :meth:`IrOp.register_impl` or by a kernel pack.
+
+    Attributes:
+        op: the op it implements.
+        provider: its name, unique within the op.
+        impl_fn: the function, with the native implementation's signature.
+        inplace: whether ``impl_fn`` may write its results into its activation inputs.
+        batch_invariant: whether its author declares that the bits of an output row depend on that row alone.
+        requires: what the device must have, or ``None``.
+        opaque: whether a compiled graph calls it as one op instead of tracing into it.
+        distribution, version: the installed distribution that registered it.
+    """
+
+    def __init__(
+        self,
+        op: IrOp,
+        provider: str,
+        impl_fn: Callable[..., Any],
+        *,
+        supported: bool = True,
+        supports_args: Callable[..., Any] | None = None,
+        inplace: bool = False,
+        batch_invariant: bool | None = None,
+        requires: Requirement | str | dict[str, Any] | None = None,
+        opaque: bool = False,
+        modules: Sequence[str] = (),
+        distribution: str = "",
+        distribution_version: str = "",
+        origin: str = "",
+    ) -> None:
+        check_schema(op, provider, impl_fn)
+        if supports_args is not None:
+            check_predicate(op, provider, supports_args)
+        if inplace and not op.allow_inplace:
+            raise SchemaError(
+                f"Implementation '{provider}' of op '{op.name}' is in place, and the op does not allow that.",
+                fix=f"Register the op with allow_inplace=True, or '{provider}' without inplace.",
+            )
+        self.impl_fn = impl_fn
+        self._predicate = supports_args
+        self._describe(
+            op,
+            provider,
+            supported=supported,
+            inplace=inplace,
+            batch_invariant=batch_invariant,
+            requires=requires,
+            opaque=opaque,
+            modules=modules,
+            distribution=distribution,
+            distribution_version=distribution_version,
+            origin=origin,
+        )
+
+    def _describe(
+        self,
+        op: IrOp,
+        provider: str,
+        *,
+        supported: bool,
+        inplace: bool,
+        batch_invariant: bool | None,
+        requires: Requirement | str | dict[str, Any] | None,
+        opaque: bool,
+        modules: Sequence[str],
+        distribution: str,
+        distribution_version: str,
+        origin: str,
+    ) -> None:
+        """Set what is known of an implementation before its code is."""
+        self.op = op
+        self.provider = provider
+        self.inplace = inplace
+        self.batch_invariant = op.batch_invariant if batch_invariant is None else bool(batch_invariant)
+        self.requires = parse_requirement(requires)
+        self.opaque = opaque
+        self.distribution = distribution
+        self.version = distribution_version
+        self.origin = origin
+        self._flag = bool(supported)
+        self._modules = tuple(modules)
+        self._digest: str | None = None
+
+    def load(self) -> None:
+        """Make sure that its code is there; implementations from packs import it here."""
+
+    @property
+    def supported(self) -> bool:
+        """Whether this process has a target it can run on (see :meth:`unsupported_reason` for one device)."""
+        if self.requires is None or not self._flag:
+            return self._flag
+        from ir_core import platforms
+
+        return any(self.requires.check(target) for target in platforms.targets())
+
+    @property
+    def supports_all_args(self) -> bool:
+        """Whether it takes every argument that the op takes."""
+        return self._predicate is None
+
+    def supports_args(self, *args: Any, **kwargs: Any) -> bool:
+        """Whether it takes these arguments, judged by their facts alone (never by the number of rows)."""
+        return self.refusal(self.op.bind(args, kwargs), []) is None
+
+    def refusal(self, args: Sequence[Any], reads: list[facts.Read]) -> str | None:
+        """Why it refuses the complete arguments ``args``, or ``None``; what the answer rests on goes to ``reads``.
+
+        Raises:
+            PredicateError: its predicate raised or asked for what it must not see.
+        """
+        if self._predicate is None:
+            return None
+        try:
+            return facts.ask(self._predicate, self.op.params, self.op.activations, args, reads)
+        except PredicateError as error:
+            raise PredicateError(f"{self.label}: {error.what}", why=error.why, fix=error.fix) from error
+
+    @property
+    def label(self) -> str:
+        """``op/provider (distribution version)``, for messages."""
+        where = " ".join(part for part in (self.distribution, self.version) if part)
+        return f"{self.op.name}/{self.provider}" + (f" ({where})" if where else "")
+
+    def func_impl_fn(self, *args: Any, **kwargs: Any) -> Any:
+        """Call it with functional semantics: an in-place implementation gets copies of its activations."""
+        if not self.inplace:
+            return self.impl_fn(*args, **kwargs)
+        copies = list(args)
+        for index in self.op.activation_indices:
+            if index < len(copies):
+                copies[index] = copies[index].clone()
+            else:
+                name = self.op.params[index]
+                kwargs[name] = kwargs[name].clone()
+        return self.impl_fn(*copies, **kwargs)
+
+    def uuid(self) -> str:
+        """Digest of everything that decides its bits: sources, package versions, flags.
+
+        Covers the module of the function and of its predicate with all they import from their own package, the
+        modules that a pack names, and the versions of its distribution, torch and Triton. Read once a process.
+        """
+        if self._digest is None:
+            functions = [f for f in (self.impl_fn, self._predicate) if f is not None]
+            parts = (
+                self.op.name,
+                self.op.schema,
+                self.provider,
+                self.distribution,
+                self.version,
+                torch.__version__,
+                _triton_version(),
+                str((self.inplace, self.batch_invariant, self.opaque)),
+                sources.digest(functions, self._modules),
+            )
+            self._digest = hashlib.sha256("\0".join(parts).encode()).hexdigest()
+        return self._digest
+
+    def __repr__(self) -> str:
+        return f"IrOpImpl({self.label})"
+
+
+def _triton_version() -> str:
+    try:
+        return version("triton")
+    except PackageNotFoundError:
+        return ""
+
+
+def check_schema(op: IrOp, provider: str, impl_fn: Callable[..., Any]) -> None:
+    """Raise :class:`SchemaError` unless ``impl_fn`` has the native implementation's names, types and defaults."""
+    schema = infer_schema(impl_fn, mutates_args=[])
+    if schema != op.schema:
+        raise SchemaError(
+            f"Implementation '{provider}' of op '{op.name}' has another schema than the op.",
+            why=f"The op has       {op.schema}\n'{provider}' has  {schema}",
+            fix="Give it the native implementation's parameter names, annotations and defaults.",
+        )
+
+
+def check_predicate(op: IrOp, provider: str, predicate: Callable[..., Any]) -> None:
+    """Raise :class:`SchemaError` unless ``predicate`` takes the op's parameters, in order and by position."""
+    what = f"supports_args of implementation '{provider}' of op '{op.name}'"
+    if not callable(predicate):
+        raise SchemaError(f"{what} is {predicate!r}, which cannot be called.")
+    params = inspect.signature(predicate).parameters.values()
+    expected = op.signature.parameters.values()
+    if any(p.kind is inspect.Parameter.KEYWORD_ONLY for p in params):
+        raise SchemaError(f"{what} has keyword-only parameters.", fix="Take all of them by position.")
+    if [p.name for p in params] != [p.name for p in expected]:
+        raise SchemaError(
+            f"{what} takes other parameters than the op.",
+            why=f"It takes ({', '.join(p.name for p in params)}), "
+            f"the op takes ({', '.join(p.name for p in expected)}).",
+            fix="Give it the op's parameters, in the op's order.",
+        )
+    for mine, theirs in zip(params, expected, strict=True):
+        if mine.default != theirs.default:
+            raise SchemaError(
+                f"{what} has another default for '{mine.name}' than the op.",
+                why=f"It has {mine.default!r}, the op has {theirs.default!r}.",
+            )

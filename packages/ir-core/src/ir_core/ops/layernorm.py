@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: Apache-2.0
+"""RMS normalisation, alone and fused with a residual addition (Zhang and Sennrich, arXiv:1910.07467).
+
+The meaning and its rounding points are those of vLLM 0.33: statistics in float32, the normalised row rounded to
+the weight's dtype, multiplied by the weight there, and rounded to the input's dtype.
+
+Tolerance. Let u be the unit roundoff of the result's dtype and v = 2**-24 that of float32. The result is rounded
+to the weight's dtype, multiplied, and rounded to x's dtype: at most 3 u (weight and x of the same width). Before
+that, float32: the sum of N positive squares has a relative error of about sqrt(N) v in any order (Higham, Accuracy
+and Stability, 2nd ed., section 4.2: rounding errors of random sign), half of which passes through the root, and the
+square, division, addition of epsilon, root, reciprocal and product add at most 6 v. N = 65536 is granted.
+"""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ir_core.registry import register_op
+from ir_core.ops.canonical import canonical_rstd
+from ir_core.tolerances import bound, unit_roundoff
+
+_STATISTICS = (math.sqrt(65536) / 2 + 6) * 2.0**-24
+
+
+def _reduced(x: Tensor, variance_size: int | None) -> int:
+    return x.shape[-1] if variance_size is None else min(variance_size, x.shape[-1])
+
+
+def _scaled(x32: Tensor, rstd: Tensor, weight: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """The row times its reciprocal standard deviation, times the weight, rounded to ``dtype``."""
+    y = x32 * rstd
+    if weight is not None:
+        y = y.to(weight.dtype) * weight
+    return y.to(dtype)
+
+
+def _native_rstd(x32: Tensor, variance_size: int | None, epsilon: float) -> Tensor:
+    head = x32 if variance_size is None else x32[..., :variance_size]
+    return torch.rsqrt(head.pow(2).mean(dim=-1, keepdim=True) + epsilon)
+
+
+@register_op(has_reduction=True)
+def rms_norm(x: Tensor, weight: Tensor | None, epsilon: float, variance_size: int | None = None) -> Tensor:
+    """Weighted root-mean-square layer normalisation: ``x / sqrt(mean(x**2) + epsilon) * weight``.
+
+    Args:
+        x: floating ``[..., N]``, any strides; N >= 1.
+        weight: floating ``[N]``, of x's dtype or another; ``None`` scales by nothing.
+        epsilon: added to the mean square.
+        variance_size: the mean runs over the first so many elements of a row; ``None`` means all.
+
+    Returns:
+        Of x's shape and dtype.
+    """
+    x32 = x.to(torch.float32)
+    return _scaled(x32, _native_rstd(x32, variance_size, epsilon), weight, x.dtype)
+
+
+@register_op(allow_inplace=True, has_reduction=True)
+def fused_add_rms_norm(
+    x: Tensor, x_residual: Tensor, weight: Tensor | None, epsilon: float, variance_size: int | None = None
+) -> tuple[Tensor, Tensor]:
+    """Add a residual and normalise the sum; the sum is not rounded before it is normalised.
+
+    Args:
+        x, x_residual: floating ``[..., N]``, any strides, of one shape; N >= 1.
+        weight, epsilon, variance_size: as for :func:`rms_norm`.
+
+    Returns:
+        The normalised sum and the sum, each of x's shape and dtype.
+    """
+    x32 = x.to(torch.float32) + x_residual.to(torch.float32)
+    return _scaled(x32, _native_rstd(x32, variance_size, epsilon), weight, x.dtype), x32.to(x.dtype)
+
+
+@rms_norm._register_builtin("portable", batch_invariant=True)
+def _rms_norm_portable(
+    x: Tensor, weight: Tensor | None, epsilon: float, variance_size: int | None = None
+) -> Tensor:
+    x32 = x.to(torch.float32)
+    return _scaled(x32, canonical_rstd(x32, _reduced(x, variance_size), epsilon), weight, x.dtype)
+
+
+@fused_add_rms_norm._register_builtin("portable", batch_invariant=True)
+def _fused_add_rms_norm_portable(
+    x: Tensor, x_residual: Tensor, weight: Tensor | None, epsilon: float, variance_size: int | None = None
+) -> tuple[Tensor, Tensor]:
+    x32 = x.to(torch.float32) + x_residual.to(torch.float32)
+    rstd = canonical_rstd(x32, _reduced(x, variance_size), epsilon)
+    return _scaled(x32, rstd, weight, x.dtype), x32.to(x.dtype)
+
+
+@rms_norm.register_input_generator
+def _rms_norm_inputs(
+    num_tokens: int,
+    hidden_size: int,
+    dtype: torch.dtype,
+    epsilon: float = 1e-5,
+    device: torch.device | str | None = None,
+) -> tuple[Any, ...]:
+    x = torch.randn(num_tokens, hidden_size, dtype=dtype, device=device)
+    return x, torch.randn(hidden_size, dtype=dtype, device=device), epsilon
+
+
+@fused_add_rms_norm.register_input_generator
+def _fused_add_rms_norm_inputs(
+    num_tokens: int,
+    hidden_size: int,
+    dtype: torch.dtype,
+    epsilon: float = 1e-5,
+    device: torch.device | str | None = None,
+) -> tuple[Any, ...]:
+    x = torch.randn(num_tokens, hidden_size, dtype=dtype, device=device)
+    residual = torch.randn(num_tokens, hidden_size, dtype=dtype, device=device)
+    return x, residual, torch.randn(hidden_size, dtype=dtype, device=device), epsilon
+
+
+for _op in (rms_norm, fused_add_rms_norm):
+    for _dtype in (torch.float16, torch.bfloat16, torch.float32):
+        _op.override_tolerance(_dtype, **bound(_dtype, 3 * unit_roundoff(_dtype) + _STATISTICS))

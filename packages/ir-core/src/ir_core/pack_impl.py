@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: Apache-2.0
+"""PackImpl: an implementation from a pack, whose code is imported when it is first needed."""
+
+from __future__ import annotations
+
+import importlib
+import threading
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from ir_core.errors import PackError
+from ir_core.failures import capture
+from ir_core.impl import IrOpImpl, check_predicate, check_schema
+
+if TYPE_CHECKING:
+    from ir_core.op import IrOp
+    from ir_core.pack import ImplSpec
+
+_lock = threading.RLock()
+
+
+def resolve(path: str) -> Any:
+    """The object at ``"module:attribute"``.
+
+    Raises:
+        PackError: the module cannot be imported (a ``SystemExit`` included), or has no such attribute.
+    """
+    module, _, attribute = path.partition(":")
+    try:
+        found: Any = importlib.import_module(module)
+        for part in attribute.split("."):
+            found = getattr(found, part)
+    except (Exception, SystemExit) as error:
+        raise PackError(f"{path} cannot be imported: {type(error).__name__}: {error}") from error
+    return found
+
+
+class PackImpl(IrOpImpl):
+    """An :class:`IrOpImpl` made of an :class:`~ir_core.pack.ImplSpec`.
+
+    What selection needs first (flags, requirement) is data; the predicate and the function are imported by
+    :meth:`load`. A failure is remembered and reported: the pack is broken, the host goes on.
+    """
+
+    def __init__(self, op: IrOp, spec: ImplSpec, point: Any) -> None:
+        self._spec, self._point = spec, point
+        self._loaded: Callable[..., Any] | None = None
+        self._failure: PackError | None = None
+        self._predicate_loaded = False
+        self._lazy_predicate: Callable[..., Any] | None = None
+        dist = point.dist
+        self._describe(
+            op,
+            spec.provider,
+            supported=True,
+            inplace=spec.inplace,
+            batch_invariant=spec.batch_invariant,
+            requires=spec.requires,
+            opaque=spec.opaque,
+            modules=spec.sources,
+            distribution=dist.name if dist else "",
+            distribution_version=dist.version if dist else "",
+            origin=spec.impl,
+        )
+
+    @property
+    def impl_fn(self) -> Callable[..., Any]:  # type: ignore[override]
+        """The function; imports it.
+
+        Raises:
+            PackError: it cannot be imported or does not fit the op.
+        """
+        self.load()
+        assert self._loaded is not None
+        return self._loaded
+
+    @property
+    def _predicate(self) -> Callable[..., Any] | None:  # type: ignore[override]
+        if self._spec.supports_args is not None and not self._predicate_loaded:
+            with _lock:
+                self._attempt(self._load_predicate)
+        return self._lazy_predicate
+
+    @property
+    def supports_all_args(self) -> bool:
+        return self._spec.supports_args is None
+
+    def load(self) -> None:
+        """Import the function and check it against the op, once.
+
+        Raises:
+            PackError: what went wrong, on every call.
+        """
+        if self._loaded is None:
+            with _lock:
+                self._attempt(self._load_function)
+
+    def _load_function(self) -> None:
+        if self._loaded is None:
+            fn = resolve(self._spec.impl)
+            check_schema(self.op, self.provider, fn)
+            self._loaded = fn
+
+    def _load_predicate(self) -> None:
+        if not self._predicate_loaded:
+            assert self._spec.supports_args is not None
+            predicate = resolve(self._spec.supports_args)
+            check_predicate(self.op, self.provider, predicate)
+            self._lazy_predicate, self._predicate_loaded = predicate, True
+
+    def _attempt(self, action: Callable[[], None]) -> None:
+        if self._failure is None:
+            try:
+                action()
+            except (Exception, SystemExit) as error:
+                from ir_core import discovery
+
+                self._failure = PackError(f"{self.label}: {error}")
+                self._failure.__cause__ = error
+                discovery.record(capture(self._point, f"load {self.op.name}/{self.provider}", error))
+        if self._failure is not None:
+            raise self._failure

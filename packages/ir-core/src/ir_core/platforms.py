@@ -1,0 +1,146 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The targets of this process, learned through the entry point group ``ir_core.platforms``.
+
+A platform provider is an object with ``PLATFORM_API = 1`` and ``describe_devices()``, which returns a plain
+mapping a device (the fields of :class:`~ir_core.target.Target`). Without one the core knows the CPU, and what
+``IR_TARGET`` says. Asked lazily, cached, dropped by :func:`refresh`.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from typing import Any, Final
+
+import torch
+
+from ir_core import env
+from ir_core.errors import TargetError
+from ir_core.failures import Failure, capture, report
+from ir_core.target import Capability, Target
+
+GROUP: Final = "ir_core.platforms"
+PLATFORM_API: Final = 1
+
+_lock = threading.RLock()
+_targets: tuple[Target, ...] | None = None
+_failures: tuple[Failure, ...] = ()
+_unknown: dict[str, Target] = {}
+
+
+def targets() -> tuple[Target, ...]:
+    """Every target of this process, the CPU included."""
+    global _targets, _failures
+    found = _targets
+    if found is None:
+        with _lock:
+            found, _failures = _discover()
+            _targets = found
+    return found
+
+
+def failures() -> tuple[Failure, ...]:
+    """Platform providers that could not be used."""
+    targets()
+    return _failures
+
+
+def refresh() -> None:
+    """Forget what the providers said."""
+    global _targets
+    with _lock:
+        _targets = None
+        _unknown.clear()
+
+
+def target_of(device: torch.device) -> Target:
+    """The target that stands for ``device``; one of unknown capability if no provider describes it."""
+    name = str(device)
+    for target in targets():
+        if target.device == name:
+            return target
+    if name not in _unknown:
+        _unknown[name] = _undescribed(device, name)
+    return _unknown[name]
+
+
+def _undescribed(device: torch.device, name: str) -> Target:
+    kinds = {"cuda": "rocm" if torch.version.hip else "cuda", "xpu": "xpu", "mps": "mps"}
+    reason = (
+        f"nothing here describes {name}; install ir-platform to learn what it is"
+        if device.type in kinds
+        else f"{name} holds no data to compute on"
+    )
+    return Target(
+        device=name, kind=kinds.get(device.type, "cpu"), batch_invariant_reason=reason, source=_source()
+    )
+
+
+def _source() -> str:
+    from ir_core.version import __version__
+
+    return f"ir-core {__version__} (knows only the CPU)"
+
+
+def _cpu() -> Target:
+    interpreted = os.environ.get("TRITON_INTERPRET", "").strip().lower() in ("1", "true", "on", "yes", "y")
+    return Target(
+        device="cpu",
+        kind="cpu",
+        features=frozenset({"triton_interpreter"} if interpreted else ()),
+        batch_invariant=True,
+        batch_invariant_reason="the CPU runs what is declared batch-invariant",
+        source=_source(),
+    )
+
+
+def _override() -> Target | None:
+    """What ``IR_TARGET`` asks for when no provider is installed to interpret it."""
+    text = env.text(env.IR_TARGET)
+    if not text or text.lower() == "cpu":
+        return None
+    capability = Capability.parse(text.lower().removeprefix("cuda:"))
+    return Target(
+        device="cuda:0",
+        kind="cuda",
+        vendor="nvidia",
+        capability=capability,
+        batch_invariant_reason="ir-platform, which knows the bound, is not installed",
+        override=f"{env.IR_TARGET}={text}",
+        source=_source(),
+    )
+
+
+def _alone() -> tuple[Target, ...]:
+    override = _override()
+    return (_cpu(),) if override is None else (override, _cpu())
+
+
+def _discover() -> tuple[tuple[Target, ...], tuple[Failure, ...]]:
+    from importlib_metadata import entry_points
+
+    failed: list[Failure] = []
+    found: dict[str, Target] = {}
+    for point in sorted(entry_points(group=GROUP), key=lambda p: (p.dist.name if p.dist else "", p.name)):
+        try:
+            for data in _describe(point.load()):
+                target = Target.from_mapping(data)
+                found.setdefault(target.device, target)
+        except (Exception, SystemExit) as error:
+            failed.append(capture(point, "describe the devices", error))
+    report(failed)
+    if "cpu" not in found:
+        for target in _alone():
+            found.setdefault(target.device, target)
+    return tuple(found.values()), tuple(failed)
+
+
+def _describe(provider: Any) -> list[Any]:
+    api = getattr(provider, "PLATFORM_API", None)
+    if api != PLATFORM_API:
+        raise TargetError(
+            f"The platform provider {provider!r} has PLATFORM_API = {api!r}.",
+            why=f"This ir-core speaks {PLATFORM_API}.",
+            fix="Install versions of ir-core and of the platform package that fit.",
+        )
+    return list(provider.describe_devices())

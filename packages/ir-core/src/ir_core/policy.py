@@ -1,0 +1,244 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The requirement under which implementations are selected: an immutable value, scoped by a context variable.
+
+``default()`` is the policy of the process: what the environment says, changed by ``set_default``. ``scope``
+replaces it for a block, in this thread and task only, and restores it whatever happens inside.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextvars import ContextVar
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Final
+
+from ir_core import env
+from ir_core.errors import PolicyError
+
+
+def _unique(what: str, names: Iterable[str]) -> tuple[str, ...]:
+    if isinstance(names, str):
+        raise PolicyError(f"{what} is the text {names!r}.", fix=f"Give a list: [{names!r}].")
+    names = tuple(names)
+    for name in names:
+        if names.count(name) > 1:
+            raise PolicyError(f"{what} names '{name}' twice: {list(names)}.", fix="Name it once.")
+    return names
+
+
+@dataclass(frozen=True)
+class OpPolicy:
+    """What is asked for one op.
+
+    Args:
+        prefer: providers to try first, in this order (a priority list).
+        only: if set, nothing else may run, in this order.
+        deny: providers that may not run.
+        batch_invariant: if set, overrides the policy's ``batch_invariant`` for this op.
+    """
+
+    prefer: tuple[str, ...] = ()
+    only: tuple[str, ...] | None = None
+    deny: frozenset[str] = frozenset()
+    batch_invariant: bool | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "prefer", _unique("prefer", self.prefer))
+        object.__setattr__(self, "deny", frozenset(self.deny))
+        if self.only is not None:
+            object.__setattr__(self, "only", _unique("only", self.only))
+            if self.prefer:
+                raise PolicyError(
+                    f"A policy has both prefer={list(self.prefer)} and only={list(self.only or ())}.",
+                    fix="'only' is an order too: name everything there.",
+                )
+        if clash := self.deny.intersection(self.only or self.prefer):
+            raise PolicyError(f"A policy names and denies {sorted(clash)}.", fix="Drop one of the two.")
+
+    @property
+    def named(self) -> tuple[str, ...]:
+        """The providers named by the user, in order."""
+        return self.prefer if self.only is None else self.only
+
+
+@dataclass(frozen=True)
+class Policy:
+    """The requirement for every op. Hashable: equal policies select the same implementations.
+
+    Args:
+        batch_invariant: select batch-invariant implementations only.
+        strict: any fallback raises; with ``batch_invariant``, only certified implementations are selected.
+        disabled: ``native`` everywhere.
+        prefer: providers to try first for every op that has them and has no names of its own.
+        ops: (op name, :class:`OpPolicy`) pairs, sorted; a mapping is accepted.
+        vouched: ops whose ``native`` the host answers for in batch-invariant mode; ``"*"`` for all.
+    """
+
+    batch_invariant: bool = False
+    strict: bool = False
+    disabled: bool = False
+    prefer: tuple[str, ...] = ()
+    ops: tuple[tuple[str, OpPolicy], ...] = ()
+    vouched: frozenset[str] = frozenset()
+    _hash: int = field(default=0, init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        pairs = self.ops.items() if isinstance(self.ops, Mapping) else self.ops
+        object.__setattr__(self, "ops", tuple(sorted(dict(pairs).items())))
+        object.__setattr__(self, "prefer", _unique("prefer", self.prefer))
+        object.__setattr__(self, "vouched", frozenset(self.vouched))
+        object.__setattr__(self, "_hash", hash((type(self), *(getattr(self, name) for name in _FIELDS))))
+
+    def __hash__(self) -> int:  # computed once: a policy is a dictionary key on the way to the fast path
+        return self._hash
+
+    def for_op(self, name: str) -> OpPolicy:
+        """What is asked for the op ``name``; the empty :class:`OpPolicy` when nothing is."""
+        return next((policy for op, policy in self.ops if op == name), _NOTHING)
+
+    def with_op(self, name: str, policy: OpPolicy | None) -> Policy:
+        """The same policy with another :class:`OpPolicy` for ``name``; ``None`` takes it out."""
+        ops = {op: value for op, value in self.ops if op != name}
+        if policy is not None:
+            ops[name] = policy
+        return replace(self, ops=tuple(ops.items()))
+
+    def invariant(self, name: str) -> bool:
+        """Whether the op ``name`` must run a batch-invariant implementation."""
+        own = self.for_op(name).batch_invariant
+        return self.batch_invariant if own is None else own
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, for JSON, logs and cache keys: equal exactly when the policies are."""
+        return {
+            "batch_invariant": self.batch_invariant,
+            "strict": self.strict,
+            "disabled": self.disabled,
+            "prefer": list(self.prefer),
+            "vouched": sorted(self.vouched),
+            "ops": {
+                name: {
+                    "prefer": list(p.prefer),
+                    "only": None if p.only is None else list(p.only),
+                    "deny": sorted(p.deny),
+                    "batch_invariant": p.batch_invariant,
+                }
+                for name, p in self.ops
+            },
+        }
+
+
+_FIELDS: Final = tuple(f.name for f in fields(Policy) if f.compare)
+_NOTHING: Final = OpPolicy()
+
+
+def from_environment() -> Policy:
+    """The policy that the environment asks for.
+
+    Raises:
+        EnvError: a variable is malformed.
+    """
+    from ir_core.priority import parse_priority
+
+    prefer, ops = parse_priority(env.text(env.IR_PRIORITY) or "")
+    return Policy(
+        batch_invariant=env.flag(env.VLLM_BATCH_INVARIANT),
+        strict=env.flag(env.IR_STRICT),
+        disabled=env.flag(env.IR_DISABLE),
+        prefer=prefer,
+        ops=tuple(ops.items()),
+    )
+
+
+_lock = threading.RLock()
+_changes: list[Callable[[Policy], Policy]] = []  # what code asked for, replayed over the environment by refresh()
+_default: Policy | None = None
+_scoped: ContextVar[Policy | None] = ContextVar("ir_core_policy", default=None)
+
+SCOPES: Final[list[bool]] = []
+"""Non-empty once any scope was entered in this process: until then the hot path need not ask the context.
+
+It never empties again: a task created inside a scope keeps the scope's policy after the block was left.
+"""
+
+_listeners: list[Callable[[], None]] = []
+
+
+def on_default_change(listener: Callable[[], None]) -> None:
+    """Call ``listener`` whenever the default policy was replaced (the hot path drops what it cached)."""
+    _listeners.append(listener)
+
+
+def current() -> Policy:
+    """The policy in force here: of the innermost scope of this thread or task, else the default."""
+    return _scoped.get() or default()
+
+
+def scoped() -> Policy | None:
+    """The policy of the innermost scope of this thread or task, or ``None``."""
+    return _scoped.get()
+
+
+def default() -> Policy:
+    """The policy of the process; the environment is read on the first call."""
+    policy = _default
+    return policy if policy is not None else reset_default()
+
+
+def change_default(change: Callable[[Policy], Policy]) -> None:
+    """Replace the default policy by ``change`` of it, for the life of the process."""
+    global _default
+    with _lock:
+        _default = change(default())
+        _changes.append(change)
+    _notify()
+
+
+def reset_default(*, forget_changes: bool = False) -> Policy:
+    """Read the environment again; changes made from code are applied over it unless they are forgotten."""
+    global _default
+    with _lock:
+        if forget_changes:
+            _changes.clear()
+        policy = from_environment()
+        for change in _changes:
+            policy = change(policy)
+        _default = policy
+    _notify()
+    return policy
+
+
+def _notify() -> None:
+    for listener in _listeners:
+        listener()
+
+
+@contextlib.contextmanager
+def scope(policy: Policy | None = None, /, **changes: Any) -> Iterator[Policy]:
+    """Select under another policy inside a ``with`` block.
+
+    Args:
+        policy: the policy; by default the one in force, changed by the keyword arguments.
+        changes: fields of :class:`Policy` to replace.
+
+    Yields:
+        The policy in force inside the block.
+
+    Raises:
+        PolicyError: an unknown field, or contradictory values.
+    """
+    if unknown := set(changes) - set(_FIELDS):
+        raise PolicyError(
+            f"Policy has no field {', '.join(sorted(unknown))}.", why=f"It has {', '.join(_FIELDS)}."
+        )
+    base = policy if policy is not None else current()
+    SCOPES[:] = [True]
+    token = _scoped.set(replace(base, **changes))
+    try:
+        value = _scoped.get()
+        assert value is not None
+        yield value
+    finally:
+        _scoped.reset(token)
