@@ -68,8 +68,13 @@ def requirements(*dists: str) -> list[str]:
 def install_outside(
     session: nox.Session, dists: tuple[str, ...], *extra: str, constraints: str = EVERYDAY
 ) -> None:
-    """Install the pinned third-party requirements of these distributions, and ``extra``."""
-    session.install("-c", constraints, *requirements(*dists), *extra)
+    """Install the pinned third-party requirements of these distributions, and ``extra``.
+
+    Compiling all of torch takes longer than installing it, so bytecode is made as modules are imported, and
+    kept out of the tree.
+    """
+    session.env.update(PYTHONDONTWRITEBYTECODE="", PYTHONPYCACHEPREFIX=str(ROOT / ".nox" / "pycache"))
+    session.install("--no-compile", "-c", constraints, *requirements(*dists), *extra)
 
 
 def install_editable(session: nox.Session, *extra: str, constraints: str = EVERYDAY) -> None:
@@ -77,7 +82,8 @@ def install_editable(session: nox.Session, *extra: str, constraints: str = EVERY
     if isinstance(session.virtualenv, nox.virtualenv.PassthroughEnv):
         session.log("no environment of its own: using what this interpreter has installed")
         return
-    install_outside(session, tuple(LAYERS), *extra, "hatchling", "editables", constraints=constraints)
+    tools = ("hatchling", "editables", "numpy")
+    install_outside(session, tuple(LAYERS), *tools, *extra, constraints=constraints)
     editable = [flag for dist in LAYERS for flag in ("-e", f"packages/{dist}")]
     session.install("--no-deps", "--no-build-isolation", *editable)
 
@@ -218,6 +224,7 @@ def packs(session: nox.Session) -> None:
     session.run("python", "tests/packs/build_packs.py", str(folder))
     built = sorted(str(wheel) for wheel in folder.glob("*.whl"))
     session.install("--no-deps", "--force-reinstall", *built)
+    session.install("-c", EVERYDAY, *built)  # what an example wraps
     pytest(session, "-m", "packs", "tests/packs", *session.posargs, require="packs", TRITON_INTERPRET="1")
 
 
