@@ -226,6 +226,8 @@ def packs(session: nox.Session) -> None:
     session.install("--no-deps", "--force-reinstall", *built)
     session.install("-c", EVERYDAY, *built)  # what an example wraps
     pytest(session, "-m", "packs", "tests/packs", *session.posargs, require="packs", TRITON_INTERPRET="1")
+    for example in sorted(ROOT.glob("examples/*/tests")):
+        pytest(session, str(example), *session.posargs, TRITON_INTERPRET="1")
 
 
 @nox.session(default=False)
