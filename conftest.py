@@ -7,9 +7,10 @@ kind were skipped or deselected, the run fails. A session sets it where such a t
 
 from __future__ import annotations
 
+import importlib.metadata
+import importlib.util
 import os
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -65,7 +66,27 @@ def pytest_configure(config: pytest.Config) -> None:
         config.pluginmanager.register(RequiredKinds(), "ir-required-kinds")
 
 
-@pytest.fixture(scope="session")
-def repository() -> Path:
-    """Root of the working tree."""
-    return Path(__file__).parent
+def absent(kind: str) -> str:
+    """Why tests of this kind cannot run here, or nothing."""
+    match kind:
+        case "interpreter" if os.environ.get("TRITON_INTERPRET") != "1":
+            return "needs TRITON_INTERPRET=1, from the start of the process"
+        case "vllm" if importlib.util.find_spec("vllm") is None:
+            return "vLLM is not installed"
+        case "packs" if not any(importlib.metadata.distributions(name="ir-broken-import-error")):
+            return "the wheels of tests/packs are not installed (nox -s packs)"
+        case "gpu":
+            os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")  # no CUDA before the tests fork
+            import torch
+
+            return "" if torch.cuda.is_available() else "no GPU that torch can use"
+    return ""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip, visibly, what cannot run here; IR_REQUIRE_KINDS turns that into a failure."""
+    for kind in ("interpreter", "vllm", "packs", "gpu"):
+        of_kind = [item for item in items if kind in item.keywords]
+        if of_kind and (reason := absent(kind)):
+            for item in of_kind:
+                item.add_marker(pytest.mark.skip(reason=reason))
