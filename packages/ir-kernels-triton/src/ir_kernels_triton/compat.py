@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The one place that knows Triton's internals (3.6 and 3.7): compile a kernel, and launch it without the JIT's binder.
+
+``kernel[grid](...)`` binds, specialises and hashes every argument at every call. A compiled kernel's own ``run`` takes
+the grid, the stream and the arguments. If a Triton release moves it, the launch falls back to ``kernel[grid]`` and
+says so once in the log: slower by some microseconds, the same bits.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import triton
+from triton.compiler import ASTSource
+from triton.runtime.jit import JITFunction
+
+from ir_kernels_triton.launch_config import KernelSpec
+
+logger = logging.getLogger(__name__)
+
+Launch = Callable[[int, int, tuple[Any, ...]], None]
+"""``launch(programs, device index, runtime arguments)``; pointers are integers or tensors as ``takes_pointers`` says."""
+
+
+def jit_function(spec: KernelSpec) -> Any:
+    """The ``triton.jit`` function of a spec (its interpreted form under TRITON_INTERPRET=1)."""
+    return getattr(importlib.import_module(spec.module), spec.kernel)
+
+
+def is_interpreted(fn: Any) -> bool:
+    """Whether Triton interprets this kernel; decided when the kernel's module was imported."""
+    return not isinstance(fn, JITFunction)
+
+
+def source(spec: KernelSpec) -> ASTSource:
+    """What the compiler compiles: the same for every call, every device and the static proof."""
+    signature = dict(spec.signature) | {name: "constexpr" for name, _ in spec.constants}
+    fn = jit_function(spec)
+    return ASTSource(fn, {name: signature[name] for name in fn.arg_names}, dict(spec.constants), {})
+
+
+def compile_for(spec: KernelSpec, target: Any) -> Any:
+    """Compile a spec for ``target`` (a ``GPUTarget``); needs no GPU."""
+    return triton.compile(source(spec), target=target, options=spec.options())
+
+
+_complained = False
+
+
+def _complain(why: str) -> None:
+    global _complained
+    if not _complained:
+        _complained = True
+        logger.warning(
+            "Triton %s has another launch interface than the one known here (%s): kernels go through kernel[grid], "
+            "which costs several microseconds more a call. Bits are the same.", triton.__version__, why)
+
+
+class SlowLaunch:
+    """Launch through ``kernel[grid]``: the interpreter, and Triton releases whose internals are not known."""
+
+    takes_pointers = False
+
+    def __init__(self, spec: KernelSpec) -> None:
+        self._fn = jit_function(spec)
+        self._kwargs = dict(spec.constants)
+        if not is_interpreted(self._fn):
+            self._kwargs |= spec.options()
+
+    def __call__(self, programs: int, device: int, args: tuple[Any, ...]) -> None:
+        self._fn[(programs,)](*args, **self._kwargs)
+
+
+def _hook(chain: Any) -> Any:
+    """A profiler's hook, or None for an empty chain of them, so that a plain launch calls nothing."""
+    return None if chain is None or not getattr(chain, "calls", True) else chain
+
+
+class DirectLaunch:
+    """Launch through the compiled kernel's own ``run``, with pointers as integers."""
+
+    takes_pointers = True
+    __slots__ = ("_function", "_kernel", "_knobs", "_metadata", "_run", "_stream", "_tail")
+
+    def __init__(self, spec: KernelSpec) -> None:
+        """Compile for the current device and load; raises AttributeError when the internals have moved."""
+        driver = triton.runtime.driver.active
+        self._kernel = compile_for(spec, driver.get_current_target())
+        self._run = self._kernel.run
+        self._function = self._kernel.function
+        self._metadata = self._kernel.packed_metadata
+        self._knobs = triton.knobs.runtime
+        self._stream = torch._C._cuda_getCurrentRawStream
+        self._tail = tuple(value for _, value in spec.constants)  # the launcher counts constants among the arguments
+        _hook(self._knobs.launch_enter_hook), _hook(self._knobs.launch_exit_hook)
+
+    def __call__(self, programs: int, device: int, args: tuple[Any, ...]) -> None:
+        knobs, stream = self._knobs, self._stream(device)
+        enter, leave = _hook(knobs.launch_enter_hook), _hook(knobs.launch_exit_hook)
+        args = args + self._tail
+        about = None if enter is None else self._kernel.launch_metadata((programs, 1, 1), stream, *args)
+        self._run(programs, 1, 1, stream, self._function, self._metadata, about, enter, leave, *args)
+
+
+def launch(spec: KernelSpec) -> SlowLaunch | DirectLaunch:
+    """Prepare a spec for the current device."""
+    if is_interpreted(jit_function(spec)):
+        return SlowLaunch(spec)
+    try:
+        return DirectLaunch(spec)
+    except (AttributeError, TypeError) as error:
+        _complain(f"{type(error).__name__}: {error}")
+        return SlowLaunch(spec)

@@ -1,0 +1,148 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How each kernel is launched: a function of row length, dtypes and flags, never of the number of rows.
+
+Every number here has its reason beside it. The reasons of today are compile-time ones (what ptxas reports for sm_90);
+``benchmarks/tune_norms.py`` measures the alternatives on a device. Bits do not depend on any of them.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Any, Final
+
+from ir_core.ops.canonical import canonical_layout
+
+ITEMSIZE: Final = {"fp16": 2, "bf16": 2, "fp32": 4}
+"""Element types of the kernels, by Triton's names, and their bytes."""
+
+TRITON_NAMES: Final = {"torch.float16": "fp16", "torch.bfloat16": "bf16", "torch.float32": "fp32"}
+"""The same by torch's names."""
+
+ACCESS_BYTES: Final = 16
+"""The widest global access of a thread on sm_80 to sm_90."""
+
+TILE_ELEMENTS: Final = 4096
+"""Elements of a program's tile at least: 32 a thread of 4 warps, four 16-byte loads of a 16-bit dtype in flight. With
+60 to 64 registers a thread that leaves 32 warps on an SM and 64 KiB in flight there; about 25 KiB hide the latency
+of HBM3 (4.8 TB/s, 700 ns, 132 SMs)."""
+
+MIN_WARPS: Final = 4
+"""Below that a row of 1024 would be a program of one warp, and an SM holds 32 programs at most."""
+
+TILE_LIMIT: Final = 16384
+"""Longest row held in registers: 32 elements a thread of 16 warps. At 64 a thread float32 rows and weights spill."""
+
+SPREAD_ROWS: Final = 4
+"""Up to this many rows a tile (N > 512) a thread holds elements of one row only, so it reads its own weights, 16 bytes
+at a time. With more rows a tile it would read the same weights several times; they pass through shared memory."""
+
+REGISTERS_16_BIT: Final = 64
+"""Two tiles of 16 warps on one SM. ptxas takes 72 to 74 for N = 16384 when free, and fits 64 without a spill; float32
+rows or weights, and tensors without the alignment promise, spill at 64 and are left free."""
+
+PDL: Final = False
+"""Programmatic dependent launch. It compiles and is correct (each kernel waits before its first access); off until it
+has been measured on a device."""
+
+
+@dataclass(frozen=True, slots=True)
+class KernelSpec:
+    """One kernel to compile: everything that reaches the compiler, and nothing of a call besides."""
+
+    module: str
+    kernel: str
+    signature: tuple[tuple[str, str], ...]
+    """Runtime arguments in order, with Triton's types; pointers and integers carry no specialisation."""
+    constants: tuple[tuple[str, Any], ...]
+    num_warps: int
+    rows: int
+    """Rows of a program."""
+    maxnreg: int | None = None
+    fp_fusion: bool = False
+    pdl: bool = False
+
+    def options(self) -> dict[str, Any]:
+        """Compiler options."""
+        options: dict[str, Any] = {"num_warps": self.num_warps, "enable_fp_fusion": self.fp_fusion}
+        if self.maxnreg is not None:
+            options["maxnreg"] = self.maxnreg
+        if self.pdl:
+            options["launch_pdl"] = True
+        return options
+
+
+def vector(n: int, x: str) -> int:
+    """Elements of an access: 16 bytes of ``x``'s dtype, or what still divides the row (so that no mask cuts it)."""
+    return min(ACCESS_BYTES // ITEMSIZE[x], n & -n)
+
+
+def alignment(n: int, x: str) -> int:
+    """Bytes that the start of a row of ``x`` must be a multiple of, for the alignment promise."""
+    return vector(n, x) * ITEMSIZE[x]
+
+
+def weight_alignment(n: int, x: str, w: str) -> int:
+    """The same for the weight, whose elements may be wider or narrower than ``x``'s."""
+    return min(ACCESS_BYTES, vector(n, x) * ITEMSIZE[w])
+
+
+def _tile(n: int, x: str) -> dict[str, int]:
+    """The canonical layout of ``n`` elements as a tile: see ``tree.py``."""
+    layout = canonical_layout(n)
+    halves = 2 if layout.vector * ITEMSIZE[x] > ACCESS_BYTES else 1
+    q = layout.vector // halves
+    return {"B": layout.blocks, "C": layout.chunks, "W": layout.warps, "T": layout.warps * layout.lanes * q,
+            "H": halves, "Q": q}
+
+
+_POINTERS = ("x_ptr", "residual_ptr", "w_ptr", "y_ptr", "sum_ptr")
+_STRIDES = ("x_outer", "x_inner", "r_outer", "r_inner", "y_outer", "y_inner", "s_outer", "s_inner")
+
+
+def rms_spec(
+    d: int, n: int, x: str, w: str | None, *, hints: int, inner: bool, residual: bool, canonical: bool,
+    pdl: bool = PDL, interpret: bool | None = None,
+) -> KernelSpec:
+    """The kernel of rms_norm (``residual``: fused_add_rms_norm) for rows of ``d`` elements, ``n`` of them reduced.
+
+    ``x`` and ``w`` are dtypes by Triton's names, ``w`` is None without a weight; ``hints`` says which tensors keep the
+    alignment promise (2 all, 1 the outputs, 0 none); ``inner``: rows have two strides; ``interpret``: Triton's
+    interpreter runs it (by default what TRITON_INTERPRET says).
+    """
+    if interpret is None:
+        interpret = os.environ.get("TRITON_INTERPRET", "0") == "1"
+    weight = w or x
+    tile = _tile(n, x)
+    constants: dict[str, Any] = {"N": n}
+    if n == d <= TILE_LIMIT:
+        kernel = "rms_tile"
+        padded = tile["C"] * tile["T"] * tile["H"]
+        rows = max(TILE_ELEMENTS // padded, 1)
+        warps = max(MIN_WARPS, tile["W"])
+        constants |= {k: tile[k] for k in "CWTHQ"} | {"R": rows, "SPREAD": 1 < rows <= SPREAD_ROWS}
+    else:
+        kernel, rows = "rms_two_pass", 1
+        wide = _tile(d, x)
+        warps = max(MIN_WARPS, wide["W"])
+        constants |= tile | {"D": d} | {f"D{k}": wide[k] for k in "BCTHQ"}
+    constants |= {
+        "VEC": vector(d, x), "X_BYTES": alignment(d, x), "W_BYTES": weight_alignment(d, x, weight), "HINTS": hints,
+        "INNER": inner, "HAS_RESIDUAL": residual, "HAS_WEIGHT": w is not None, "CANONICAL": canonical, "PDL": pdl,
+        "INTERPRET": interpret,
+    }
+    narrow = ITEMSIZE[x] == ITEMSIZE[weight] == 2 and hints == 2
+    return KernelSpec(
+        module="ir_kernels_triton.rms_kernel",
+        kernel=kernel,
+        signature=(
+            *((p, f"*{weight if p == 'w_ptr' else x}") for p in _POINTERS),
+            ("rows", "i32"), ("inner", "i32"), *((s, "i64") for s in _STRIDES), ("epsilon", "fp32"),
+        ),
+        constants=tuple(constants.items()),
+        num_warps=warps,
+        rows=rows,
+        maxnreg=REGISTERS_16_BIT if narrow and kernel == "rms_tile" else None,
+        fp_fusion=not canonical,
+        pdl=pdl,
+    )

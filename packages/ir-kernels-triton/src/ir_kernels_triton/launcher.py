@@ -1,0 +1,45 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Compiled kernels, launched with little host work.
+
+What reaches the compiler is a ``KernelSpec``: no argument is specialised on its value or alignment. So the number of
+rows, strides and addresses never cause a compilation; only a new row length, dtype or flag does.
+"""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+
+import torch
+from torch import Tensor
+
+from ir_kernels_triton import compat
+from ir_kernels_triton.launch_config import KernelSpec
+
+Scalar = int | float
+
+
+class Kernel:
+    """One compiled kernel on one device."""
+
+    __slots__ = ("_device", "_launch", "_rows")
+
+    def __init__(self, spec: KernelSpec, device: torch.device) -> None:
+        """Compile ``spec`` for ``device`` and load it; the CPU takes kernels that Triton interprets."""
+        self._device = device.index if device.type == "cuda" else None
+        self._rows = spec.rows
+        with nullcontext() if self._device is None else torch.cuda.device(device):
+            self._launch = compat.launch(spec)
+
+    def __call__(self, tensors: tuple[Tensor, ...], rows: int, scalars: tuple[Scalar, ...]) -> None:
+        """Launch over ``rows`` rows on the current stream: pointers, number of rows, then ``scalars``."""
+        args: tuple[Tensor | Scalar, ...] = tensors
+        if self._launch.takes_pointers:
+            args = tuple([t.data_ptr() for t in tensors])
+        args = (*args, rows, *scalars)
+        programs = (rows + self._rows - 1) // self._rows
+        device = self._device
+        if device is None or device == torch._C._cuda_getDevice():
+            self._launch(programs, device or 0, args)
+        else:
+            with torch.cuda.device(device):
+                self._launch(programs, device, args)

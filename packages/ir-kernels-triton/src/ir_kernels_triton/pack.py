@@ -1,0 +1,39 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The pack: what this distribution offers, as strings. Imports neither torch nor triton nor a kernel."""
+
+from typing import Any, Final
+
+REQUIRES: Final = "sm>=8.0 | cpu,triton_interpreter"
+"""bfloat16 arithmetic needs SM 8.0; on a CPU Triton's interpreter runs the same kernels."""
+
+
+def _implementation(op: str, provider: str, module: str, kernel: str, *, inplace: bool = False) -> dict[str, Any]:
+    invariant = provider == "triton_batch_invariant"
+    return {
+        "op": op,
+        "provider": provider,
+        "impl": f"ir_kernels_triton.{module}:{op}{'_batch_invariant' if invariant else ''}",
+        "batch_invariant": invariant,
+        "inplace": inplace,
+        "opaque": True,
+        "requires": REQUIRES,
+        "supports_args": f"ir_kernels_triton.predicates:{op}",
+        "sources": [
+            f"ir_kernels_triton.{name}"
+            for name in (module, kernel, "tree", "rows", "launch_config", "launcher", "compat")
+        ],
+    }
+
+
+PACK: Final[dict[str, Any]] = {
+    "api": 1,
+    "name": "triton",
+    "implementations": [
+        offer
+        for provider in ("triton_batch_invariant", "triton")
+        for offer in (
+            _implementation("rms_norm", provider, "rms_norm", "rms_kernel"),
+            _implementation("fused_add_rms_norm", provider, "rms_norm", "rms_kernel", inplace=True),
+        )
+    ],
+}

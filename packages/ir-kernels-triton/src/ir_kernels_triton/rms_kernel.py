@@ -1,0 +1,167 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The kernels of rms_norm and fused_add_rms_norm: whole rows in registers, or two passes over long rows.
+
+Arguments are never specialised (see ``launcher.py``): alignment is promised by ``HINTS``, and nothing else of a
+call's layout reaches the compiler.
+"""
+
+import triton
+import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+
+from ir_kernels_triton.tree import (
+    addresses,
+    canonical_divide,
+    canonical_reciprocal,
+    columns,
+    plain_sum,
+    round_to,
+    row_sums,
+    thread_sums,
+    upcast,
+)
+
+ARGUMENTS = [
+    "x_ptr", "residual_ptr", "w_ptr", "y_ptr", "sum_ptr", "rows", "inner", "x_outer", "x_inner", "r_outer", "r_inner",
+    "y_outer", "y_inner", "s_outer", "s_inner", "epsilon",
+]
+"""Everything that is not a constant; kept from specialisation also where Triton's own JIT launches the kernel."""
+
+
+@triton.jit
+def _rstd(total, epsilon, N: tl.constexpr, CANONICAL: tl.constexpr):
+    if CANONICAL:
+        return canonical_reciprocal(tl.sqrt_rn(canonical_divide(total, N) + epsilon))
+    else:
+        return tl.rsqrt(total * (1.0 / N) + epsilon)
+
+
+@triton.jit
+def row_offsets(row, INNER: tl.constexpr, inner, outer_stride, inner_stride):
+    """Element offset of each row; rows of a view whose leading dimensions do not collapse have two strides."""
+    if INNER:
+        outer = row // inner
+        return outer.to(tl.int64) * outer_stride + (row - outer * inner).to(tl.int64) * inner_stride
+    else:
+        return row.to(tl.int64) * outer_stride
+
+
+@triton.jit
+def _weigh(y, w, X_DTYPE: tl.constexpr, HAS_WEIGHT: tl.constexpr, INTERPRET: tl.constexpr):
+    """The product with the weight, rounded where the op rounds, in ``x``'s dtype."""
+    if HAS_WEIGHT:
+        y = upcast(round_to(y, w.dtype, INTERPRET), INTERPRET) * upcast(w, INTERPRET)
+        y = upcast(round_to(y, w.dtype, INTERPRET), INTERPRET)
+    return round_to(y, X_DTYPE, INTERPRET)
+
+
+@triton.jit(do_not_specialize=ARGUMENTS, do_not_specialize_on_alignment=ARGUMENTS)
+def rms_tile(
+    x_ptr, residual_ptr, w_ptr, y_ptr, sum_ptr, rows, inner,
+    x_outer, x_inner, r_outer, r_inner, y_outer, y_inner, s_outer, s_inner, epsilon,
+    N: tl.constexpr, C: tl.constexpr, R: tl.constexpr, W: tl.constexpr, T: tl.constexpr, H: tl.constexpr,
+    Q: tl.constexpr, VEC: tl.constexpr, X_BYTES: tl.constexpr, W_BYTES: tl.constexpr, HINTS: tl.constexpr,
+    SPREAD: tl.constexpr, INNER: tl.constexpr, HAS_RESIDUAL: tl.constexpr, HAS_WEIGHT: tl.constexpr,
+    CANONICAL: tl.constexpr, PDL: tl.constexpr, INTERPRET: tl.constexpr,
+):
+    """Normalise ``R`` whole rows of ``N`` elements, held in registers between the reduction and the product.
+
+    ``SPREAD``: each thread reads the weights of its own elements; otherwise they pass through shared memory, which is
+    less work where a thread holds several rows.
+    ``HINTS``: 2 when every tensor keeps the alignment promise, 1 when only the outputs do, 0 when none does.
+    """
+    X_DTYPE: tl.constexpr = x_ptr.dtype.element_ty
+    row = tl.program_id(0) * R + tl.arange(0, R)
+    col = columns(C, H, T, Q)
+    mask = col < N
+    if R > 1:
+        mask = mask & (row < rows)[None, :, None]
+    if PDL:
+        gdc_wait()
+    x_row = row_offsets(row, INNER, inner, x_outer, x_inner)[None, :, None]
+    x = upcast(tl.load(addresses(x_ptr, x_row + col, VEC, X_BYTES, HINTS == 2), mask=mask, other=0.0,
+                       eviction_policy="evict_first"), INTERPRET)
+    if HAS_RESIDUAL:
+        r_row = row_offsets(row, INNER, inner, r_outer, r_inner)[None, :, None]
+        x += upcast(tl.load(addresses(residual_ptr, r_row + col, VEC, X_BYTES, HINTS == 2), mask=mask, other=0.0,
+                            eviction_policy="evict_first"), INTERPRET)
+        s_row = row_offsets(row, INNER, inner, s_outer, s_inner)[None, :, None]
+        tl.store(addresses(sum_ptr, s_row + col, VEC, X_BYTES, HINTS > 0), round_to(x, X_DTYPE, INTERPRET), mask=mask)
+    w = x  # never read without a weight
+    if HAS_WEIGHT:  # here, so that it arrives while the rows are reduced
+        w_col = col
+        if SPREAD:
+            w_col = col + (row * 0)[None, :, None]
+        w = tl.load(addresses(w_ptr, w_col, VEC, W_BYTES, HINTS == 2), mask=w_col < N, other=0.0,
+                    eviction_policy="evict_last")
+    if PDL:
+        gdc_launch_dependents()
+    if CANONICAL:
+        total = row_sums(thread_sums(x * x, H, Q), R, W)
+    else:
+        total = plain_sum(x * x)
+    y = _weigh(x * _rstd(total, epsilon, N, CANONICAL)[None, :, None], w, X_DTYPE, HAS_WEIGHT, INTERPRET)
+    y_row = row_offsets(row, INNER, inner, y_outer, y_inner)[None, :, None]
+    tl.store(addresses(y_ptr, y_row + col, VEC, X_BYTES, HINTS > 0), y, mask=mask)
+
+
+@triton.jit
+def _block(x_ptr, residual_ptr, x_row, r_row, col, mask, VEC: tl.constexpr, X_BYTES: tl.constexpr,
+           HINTS: tl.constexpr, HAS_RESIDUAL: tl.constexpr, INTERPRET: tl.constexpr):
+    """One block of a row (with its residual) as float32."""
+    x = upcast(tl.load(addresses(x_ptr, x_row + col, VEC, X_BYTES, HINTS == 2), mask=mask, other=0.0), INTERPRET)
+    if HAS_RESIDUAL:
+        x += upcast(tl.load(addresses(residual_ptr, r_row + col, VEC, X_BYTES, HINTS == 2), mask=mask, other=0.0),
+                    INTERPRET)
+    return x
+
+
+@triton.jit(do_not_specialize=ARGUMENTS, do_not_specialize_on_alignment=ARGUMENTS)
+def rms_two_pass(
+    x_ptr, residual_ptr, w_ptr, y_ptr, sum_ptr, rows, inner,
+    x_outer, x_inner, r_outer, r_inner, y_outer, y_inner, s_outer, s_inner, epsilon,
+    N: tl.constexpr, D: tl.constexpr, B: tl.constexpr, C: tl.constexpr, W: tl.constexpr, T: tl.constexpr,
+    H: tl.constexpr, Q: tl.constexpr, DB: tl.constexpr, DC: tl.constexpr, DT: tl.constexpr, DH: tl.constexpr,
+    DQ: tl.constexpr, VEC: tl.constexpr, X_BYTES: tl.constexpr, W_BYTES: tl.constexpr, HINTS: tl.constexpr,
+    INNER: tl.constexpr, HAS_RESIDUAL: tl.constexpr, HAS_WEIGHT: tl.constexpr, CANONICAL: tl.constexpr,
+    PDL: tl.constexpr, INTERPRET: tl.constexpr,
+):
+    """Normalise one row of ``D`` elements by its first ``N``: reduce ``B`` blocks, then read the row again.
+
+    For rows that do not fit the registers, and for ``variance_size``, where the blocks of the reduction (``C, T, H,
+    Q``) are those of ``N`` and the blocks of the product (``DC, DT, DH, DQ``) those of ``D``. Nothing is written
+    before the row is reduced, so the outputs may be the inputs.
+    """
+    X_DTYPE: tl.constexpr = x_ptr.dtype.element_ty
+    row = tl.program_id(0) + tl.arange(0, 1)
+    x_row = row_offsets(row, INNER, inner, x_outer, x_inner)[None, :, None]
+    r_row = row_offsets(row, INNER, inner, r_outer, r_inner)[None, :, None]
+    if PDL:
+        gdc_wait()
+    col = columns(C, H, T, Q)
+    x = _block(x_ptr, residual_ptr, x_row, r_row, col, col < N, VEC, X_BYTES, HINTS, HAS_RESIDUAL, INTERPRET)
+    part = thread_sums(x * x, H, Q)
+    for b in range(1, B):
+        at = col + b * (H * C * T)
+        x = _block(x_ptr, residual_ptr, x_row, r_row, at, at < N, VEC, X_BYTES, HINTS, HAS_RESIDUAL, INTERPRET)
+        part = part + thread_sums(x * x, H, Q)
+    if CANONICAL:
+        total = row_sums(part, 1, W)
+    else:
+        total = tl.reshape(tl.sum(part, 0), (1,))
+    rstd = _rstd(total, epsilon, N, CANONICAL)[None, :, None]
+    y_row = row_offsets(row, INNER, inner, y_outer, y_inner)[None, :, None]
+    s_row = row_offsets(row, INNER, inner, s_outer, s_inner)[None, :, None]
+    for b in range(DB):
+        at = columns(DC, DH, DT, DQ) + b * (DH * DC * DT)
+        x = _block(x_ptr, residual_ptr, x_row, r_row, at, at < D, VEC, X_BYTES, HINTS, HAS_RESIDUAL, INTERPRET)
+        if HAS_RESIDUAL:
+            tl.store(addresses(sum_ptr, s_row + at, VEC, X_BYTES, HINTS > 0), round_to(x, X_DTYPE, INTERPRET),
+                     mask=at < D)
+        w = x
+        if HAS_WEIGHT:
+            w = tl.load(addresses(w_ptr, at, VEC, W_BYTES, HINTS == 2), mask=at < D, other=0.0)
+        y = _weigh(x * rstd, w, X_DTYPE, HAS_WEIGHT, INTERPRET)
+        tl.store(addresses(y_ptr, y_row + at, VEC, X_BYTES, HINTS > 0), y, mask=at < D)
+    if PDL:
+        gdc_launch_dependents()

@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Device functions shared by the kernels: the canonical fold, exact roots, and casts that the interpreter gets right.
+
+A tile is ``[H * C, R, T]``. ``T = W * L * Q`` is one 16-byte load of each thread of the ``W`` warps that share a row;
+``R`` rows belong to different warps (or half warps); ``C`` are the chunks: further loads of the same threads. ``H = 2``
+cuts the canonical vector of 8 into two loads of ``Q = 4`` float32, so that one thread still owns the whole vector.
+The compiler lays tiles out in just that way: a fold over a vector or the chunks stays inside a thread, a fold over the
+lanes is one shuffle a step, and the fold over the warps passes each warp's sum through shared memory once.
+"""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def fold(x):
+    """Add the upper half of axis 1 of ``[A, S, B]`` to its lower half until one is left: ``[A, B]``."""
+    A: tl.constexpr = x.shape[0]
+    S: tl.constexpr = x.shape[1]
+    B: tl.constexpr = x.shape[2]
+    if S == 1:
+        return tl.reshape(x, (A, B))
+    else:
+        return fold(tl.sum(tl.reshape(x, (A, 2, S // 2, B)), 1))
+
+
+@triton.jit
+def fold_split(x):
+    """The same fold over the last axis of ``[A, S]``, with both halves in one thread: ``[A]``.
+
+    ``tl.split`` makes the compiler bring all ``S`` values to each thread in one exchange; the additions then stay in
+    registers. One barrier, where a ``tl.sum`` over the warps has two and steps of two over the warps have ``2 log2(S)``.
+    """
+    A: tl.constexpr = x.shape[0]
+    S: tl.constexpr = x.shape[1]
+    if S == 1:
+        return tl.reshape(x, (A,))
+    else:
+        low, high = tl.split(tl.permute(tl.reshape(x, (A, 2, S // 2)), (0, 2, 1)))
+        return fold_split(low + high)
+
+
+@triton.jit
+def columns(C: tl.constexpr, H: tl.constexpr, T: tl.constexpr, Q: tl.constexpr):
+    """Index within a block of each element of a tile, ``[H * C, 1, T]``."""
+    t = tl.arange(0, T)[None, None, :]
+    if H == 1:
+        return tl.arange(0, C)[:, None, None] * T + t
+    else:
+        chunk = tl.arange(0, H * C)[:, None, None]
+        return ((chunk % C) * (T // Q) + t // Q) * (H * Q) + (chunk // C) * Q + t % Q
+
+
+@triton.jit
+def thread_sums(x, H: tl.constexpr, Q: tl.constexpr):
+    """Fold the vectors and then the chunks of a tile ``[H * C, R, T]``: ``[R * T // Q]``, one value a thread."""
+    C: tl.constexpr = x.shape[0] // H
+    R: tl.constexpr = x.shape[1]
+    T: tl.constexpr = x.shape[2]
+    part = fold(tl.reshape(x, (1, H, C * R * T)))
+    part = fold(tl.reshape(part, (C * R * T // Q, Q, 1)))
+    part = fold(tl.reshape(part, (1, C, R * T // Q)))
+    return tl.reshape(part, (R * T // Q,))
+
+
+@triton.jit
+def row_sums(part, R: tl.constexpr, W: tl.constexpr):
+    """Fold the lanes and then the warps of thread sums ``[R * W * L]``: ``[R]``."""
+    L: tl.constexpr = part.shape[0] // (R * W)
+    part = fold(tl.reshape(part, (R * W, L, 1)))
+    return fold_split(tl.reshape(part, (R, W)))
+
+
+@triton.jit
+def plain_sum(x):
+    """Sum each row of a tile ``[C, R, T]`` in whatever order the compiler likes: ``[R]``."""
+    return tl.sum(tl.sum(x, 0), 1)
+
+
+@triton.jit
+def canonical_divide(x, N: tl.constexpr):
+    """``x / N``, correctly rounded. A product with the reciprocal is just that when ``N`` is a power of two."""
+    if N & (N - 1) == 0:
+        return x * (1.0 / N)
+    else:
+        return tl.div_rn(x, tl.full(x.shape, N, tl.float32))
+
+
+@triton.jit
+def canonical_reciprocal(x):
+    """``1 / x``, correctly rounded."""
+    return tl.div_rn(tl.full(x.shape, 1.0, tl.float32), x)
+
+
+@triton.jit
+def upcast(x, INTERPRET: tl.constexpr):
+    """Float32 of a tensor of any supported dtype; exact."""
+    if INTERPRET and x.dtype == tl.bfloat16:  # the interpreter has no bfloat16 of its own: move the bits
+        return (x.to(tl.uint16, bitcast=True).to(tl.uint32) << 16).to(tl.float32, bitcast=True)
+    else:
+        return x.to(tl.float32)
+
+
+@triton.jit
+def round_to(x, DTYPE: tl.constexpr, INTERPRET: tl.constexpr):
+    """Round float32 ``x`` to ``DTYPE``, to nearest even.
+
+    The interpreter rounds halves up and loses the carry into the exponent even when "rtne" is named, so there the
+    rounding is done on the bits. A GPU converts with one instruction.
+    """
+    if INTERPRET and DTYPE == tl.bfloat16:
+        bits = x.to(tl.uint32, bitcast=True)
+        rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
+        rounded = tl.where(x == x, rounded, (bits >> 16) | 0x40)
+        return rounded.to(tl.uint16).to(tl.bfloat16, bitcast=True)
+    else:
+        return x.to(DTYPE)
+
+
+@triton.jit
+def addresses(base, offset, VEC: tl.constexpr, BYTES: tl.constexpr, HINT: tl.constexpr):
+    """``base + offset`` for offsets ``[C, R, T]``, with a promise of alignment when ``HINT``.
+
+    The promise: each ``VEC`` neighbours on the last axis start at a multiple of ``BYTES``. The kernels' arguments are
+    never specialised, so this is all that the compiler knows of alignment. The host checks it for each tensor and
+    takes a variant without it where it does not hold. (The sum is formed here because the hint sits on the operation
+    that made the pointer: on a function's parameter it would be lost.)
+    """
+    pointer = base + offset
+    if HINT and VEC > 1:
+        pointer = tl.multiple_of(tl.max_contiguous(pointer, [1, 1, VEC]), [1, 1, BYTES])
+    return pointer
