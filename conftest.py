@@ -42,11 +42,15 @@ class RequiredKinds:
     """Counts what passed by marker, and fails the run when a required kind is missing."""
 
     def __init__(self) -> None:
+        self.kinds: dict[str, set[str]] = {}
         self.passed: set[str] = set()
+
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        self.kinds = {item.nodeid: {mark.name for mark in item.iter_markers()} for item in items}
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if report.when == "call" and report.passed:
-            self.passed |= REQUIRED & report.keywords.keys()
+            self.passed |= REQUIRED & self.kinds[report.nodeid]
 
     def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
         if REQUIRED - self.passed and exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED):
@@ -86,7 +90,7 @@ def absent(kind: str) -> str:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skip, visibly, what cannot run here; IR_REQUIRE_KINDS turns that into a failure."""
     for kind in ("interpreter", "vllm", "packs", "gpu"):
-        of_kind = [item for item in items if kind in item.keywords]
+        of_kind = [item for item in items if item.get_closest_marker(kind)]
         if of_kind and (reason := absent(kind)):
             for item in of_kind:
                 item.add_marker(pytest.mark.skip(reason=reason))
