@@ -226,7 +226,7 @@ RequirementLike: TypeAlias = Requirement | str | Mapping[str, Any] | None
 
 _WORD: Final = re.compile(r"[a-z][a-z0-9_.]*")
 _SM_WORD: Final = re.compile(r"sm_?\d*[af]?")
-_COMPARISON: Final = re.compile(r"sm\s*(>=|<=|==|<|>|!=|=)\s*(\S+)")
+_COMPARISON: Final = re.compile(r"sm\s*(>=|<=|==|<|>|!=|=)\s*([^<>=!\s]+)")
 _BOUND: Final = {">=": "min", "<=": "max", "<": "below"}
 
 
@@ -278,15 +278,19 @@ def _parse_term(term: str, text: str) -> Requirement:
 
 
 def _parse_comparison(sign: str, number: str, text: str) -> SM:
-    if sign == "==":
-        return SM(min=number, max=number)
-    if sign not in _BOUND:
+    if sign != "==" and sign not in _BOUND:
         raise TargetError(
             f"The requirement {text!r} compares with {sign!r}.",
             why="SM is compared with >=, <=, < or ==.",
             fix="Name the first SM that qualifies, for example sm>=9.0.",
         )
-    return SM(**{_BOUND[sign]: number})
+    try:
+        bound = Capability.parse(number)
+    except TargetError as error:
+        raise TargetError(
+            f"In the requirement {text!r}, {error.what}", why=error.why, fix=error.fix
+        ) from None
+    return SM(min=bound, max=bound) if sign == "==" else SM(**{_BOUND[sign]: bound})
 
 
 def _parse_mapping(data: Mapping[str, Any]) -> Requirement:

@@ -41,7 +41,8 @@ class Capability:
         for part in (self.major, self.minor):
             if type(part) is not int or part < 0:  # bool is an int
                 raise _bad_capability((self.major, self.minor))
-        if self.major < 1 or self.minor > 9:  # SM names give the minor version one digit
+        # SM names give the minor version one digit; 90.0 is a slip for 9.0, not a device to come.
+        if not 0 < self.major < 50 or self.minor > 9:
             raise _bad_capability((self.major, self.minor))
 
     @classmethod

@@ -107,7 +107,7 @@ def other_device(
     override: str | None = None,
     notes: tuple[str, ...] = (),
 ) -> Device:
-    """An accelerator that is not NVIDIA's; its architecture name is a feature too, so that kernels can ask."""
+    """An accelerator that is not NVIDIA's; its architecture name is one of its features."""
     return Device(
         device=device,
         kind=kind,

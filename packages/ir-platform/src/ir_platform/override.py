@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """``IR_TARGET``: the user says what the device is, for cross-compilation and for work without one.
 
-It takes ``sm90``, ``9.0`` or ``cuda:sm90`` (a CUDA device of that SM), ``gfx942`` or ``rocm:gfx942``, ``xpu``,
-``mps``, and ``cpu`` (no accelerator). What it names replaces every accelerator; the CPU is always there.
+It takes ``sm90``, ``9.0`` or ``cuda:sm90`` (a CUDA device of that SM), ``gfx942`` or ``rocm:gfx942``,
+``xpu``, ``mps``, and ``cpu`` (no accelerator). What it names replaces every accelerator; the CPU stays.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def override() -> Override | None:
 
 
 def apply(what: Override, real: Sequence[Device]) -> list[Device]:
-    """The accelerators under an override: the real ones of its kind, made what it says, or one that is made up."""
+    """The accelerators under an override: the real ones of its kind, changed, or one that is made up."""
     if what.kind == "cpu":
         return []
     alike = [device for device in real if device.kind == what.kind]
@@ -77,14 +77,14 @@ def apply(what: Override, real: Sequence[Device]) -> list[Device]:
 
 def _pretend(what: Override, real: Device) -> Device:
     """Keep who it is, drop what was measured on it."""
-    note = f"Really {f'SM {real.capability}' if real.capability else real.arch or real.kind}: {what.text} overrides it."
+    really = f"SM {real.capability}" if real.capability else real.arch or real.kind
+    note = f"{what.text} overrides what it really is: {really}."
     return _device(what, real.device, name=real.name, uuid=real.uuid, notes=(note,))
 
 
 def _made_up(what: Override) -> Device:
-    return _device(
-        what, _NAMES[what.kind], notes=(f"No {what.kind} device is visible: {what.text} makes one up.",)
-    )
+    note = f"{what.text} makes this device up: no {what.kind} device is visible."
+    return _device(what, _NAMES[what.kind], notes=(note,))
 
 
 def _device(

@@ -128,7 +128,8 @@ def _cuda() -> tuple[tuple[Device, ...], tuple[str, ...]]:
 def _device(index: int, slot: Slot, snapshot: detect.Snapshot) -> Device:
     card, instance = slot.card, slot.instance
     memory = (instance or card).memory
-    about = [f"driver {snapshot.driver}", *([f"CUDA {snapshot.cuda}"] if snapshot.cuda else [])]
+    about = [f"driver {snapshot.driver}"] if snapshot.driver else []
+    about += [f"CUDA {snapshot.cuda}"] if snapshot.cuda else []
     about += [f"{memory / 2**30:.1f} GiB"] if memory else []
     about += [f"MIG instance of {card.name} ({card.uuid})"] if instance else []
     return cuda_device(

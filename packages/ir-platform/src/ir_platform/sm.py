@@ -61,6 +61,7 @@ SHARED_MEMORY_PER_BLOCK: Final[dict[SM, int]] = {
 
 _64_CORES: Final = frozenset({(6, 0), (7, 0), (7, 2), (7, 5), (8, 0)})
 
+_TOO_HIGH: Final = 50  # 90.0 is a slip for 9.0 or sm90, not a device to come
 _SM_TEXT: Final = re.compile(r"(?:(\d+)\.(\d)|(?:sm_?)?(\d+)(\d)[af]?)")
 
 
@@ -74,7 +75,7 @@ def parse_sm(text: str) -> SM | None:
     if match is None:
         return None
     major, minor = (match[1], match[2]) if match[1] else (match[3], match[4])
-    return (int(major), int(minor)) if int(major) else None
+    return (int(major), int(minor)) if 0 < int(major) < _TOO_HIGH else None
 
 
 def format_sm(sm: SM) -> str:

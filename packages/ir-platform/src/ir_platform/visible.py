@@ -16,9 +16,9 @@ them:
 7. A device named twice makes the whole list empty.
 8. A program sees one MIG instance only: if any is selected, the first one is all that is visible.
 
-Sources: CUDA Programming Guide, "CUDA Environment Variables" (1, 3, 4, 6); NVIDIA MIG User Guide, "CUDA Device
-Enumeration" (2, 8); PyTorch's tests of its own parser against driver 525 (7; leading numbers, spaces and mixed
-forms in 4 and 5).
+Sources: CUDA Programming Guide, "CUDA Environment Variables" (1, 3, 4, 6); NVIDIA MIG User Guide, "CUDA
+Device Enumeration" (2, 8); PyTorch's tests of its own parser against driver 525 (7; leading numbers, spaces
+and mixed forms in 4 and 5).
 
 ``FASTEST_FIRST`` is an unpublished heuristic. Here it is cores times clock, ties in PCI order; so equal cards
 keep their PCI order, as they do in CUDA. Where cards differ, the order is a guess, and a note says so.
@@ -78,9 +78,7 @@ def visible(cards: Sequence[Card], devices: str | None, order: str | None) -> Vi
     notes += [note] if note else []
     instances = [slot for slot in slots if slot.instance]
     if instances and len(slots) > 1:
-        notes.append(
-            f"CUDA sees one MIG instance only: {instances[0].uuid}, not the other {len(slots) - 1} devices."
-        )
+        notes.append(f"CUDA sees one MIG instance only: {instances[0].uuid}. Hidden: {len(slots) - 1} more.")
         slots = instances[:1]
     return Visible(tuple(slots), tuple(notes))
 
