@@ -12,39 +12,39 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor
 
+from ir_core import codegen
+
 if TYPE_CHECKING:
     from torch._ops import OpOverload
 
     from ir_core.op import IrOp
 
-_PLAIN = (Tensor, torch.nn.Parameter)
-_grad_enabled = torch.is_grad_enabled
-_modes = torch._C._len_torch_dispatch_stack
 _after_autograd = torch._C._after_autograd_keyset
 
 
-def kernel(op: IrOp, overload: OpOverload[..., Any], inner: Callable[..., Any]) -> Callable[..., Any]:
-    """The Autograd kernel of ``overload``, whose kernel below autograd is ``inner``.
+def kernel(op: IrOp, overload: OpOverload[..., Any], inner: str) -> Callable[..., Any]:
+    """The Autograd kernel of ``overload``; ``inner`` is the attribute of ``op`` that runs it below autograd.
 
-    Without gradients to record, plain tensors and no dispatch mode, it calls ``inner`` at once: a second trip
+    Without gradients to record, tensor subclasses or a dispatch mode, it calls ``inner`` at once: a second trip
     through the dispatcher would cost as much again as the first.
     """
-
-    def autograd_kernel(keyset: Any, *args: Any, **kwargs: Any) -> Any:
-        record, plain = False, not _modes()
-        for arg in (*args, *kwargs.values()) if kwargs else args:
-            if isinstance(arg, Tensor):
-                if arg.requires_grad:
-                    record = True
-                if type(arg) not in _PLAIN:
-                    plain = False
-        if record and _grad_enabled():
-            return _Backward.apply(op, overload, keyset, *op.bind(args, kwargs))
-        if plain:
-            return inner(*args, **kwargs)
-        return overload.redispatch(keyset & _after_autograd, *args, **kwargs)
-
-    return autograd_kernel
+    body = [
+        f"if grad_enabled() and ({codegen.gradient_test(op.tensor_params)}):",
+        "    return record(op, overload, keyset, {names})",
+        "if keyset.has(python):",
+        "    return redispatch(keyset & after_autograd, {names})",
+        f"return op.{inner}({{names}})",
+    ]
+    space = {
+        "op": op,
+        "overload": overload,
+        "grad_enabled": torch.is_grad_enabled,
+        "record": _Backward.apply,
+        "python": torch._C.DispatchKey.Python,
+        "redispatch": overload.redispatch,
+        "after_autograd": _after_autograd,
+    }
+    return cast("Callable[..., Any]", codegen.build("autograd_kernel", "keyset", op.signature, body, space))
 
 
 class _Backward(torch.autograd.Function):

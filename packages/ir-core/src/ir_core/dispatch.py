@@ -5,22 +5,19 @@ The first call with new facts selects; every later one with the same facts must 
 policy and overload there is a :class:`Table`, whose function is generated from what the predicates asked about::
 
     def rms_norm(self, x, weight, epsilon, variance_size=None):
-        if SCOPES and (other := route()) is not None: return other(self, x, weight, epsilon, variance_size)
-        if x.dtype is A0 and weight is not None and weight.dtype is A1 and ...:
+        if variance_size is None and x.dtype is c0 and weight.dtype is c1:
             if grad_enabled() and (x.requires_grad or weight.requires_grad): return torch_op(...)
             return impl0(x, weight, epsilon, variance_size)
         return miss(x, weight, epsilon, variance_size)
 
-It has the op's own signature, so that nothing is packed into ``*args``, and asks only for the facts that decide:
-an op whose first candidate takes everything is one comparison of the device. The tables of a process-wide policy
+It has the op's own signature, so that nothing is packed into ``*args``, and asks only for the facts that decide.
+Once a scope was entered in the process, it begins by asking the context for one. The tables of a process-wide policy
 are dropped when that policy, the implementations or the packs change.
 """
 
 from __future__ import annotations
 
 import contextlib
-import inspect
-import linecache
 import logging
 import math
 import threading
@@ -30,7 +27,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import torch
 
-from ir_core import facts, platforms, policy, selection
+from ir_core import codegen, facts, platforms, policy, selection
 from ir_core.policy import Policy
 
 if TYPE_CHECKING:
@@ -67,7 +64,7 @@ def enable_torch_wrap(enable: bool = True) -> Iterator[None]:
 
     Through the torch op a call can be traced and lowered; straight to the implementation it is faster.
     """
-    policy.SCOPES[:] = [True]
+    policy.use_scopes()
     token = _wrap.set(bool(enable))
     try:
         yield
@@ -131,35 +128,25 @@ class Table:
 
     def _generate(self) -> Callable[..., Any]:
         op = self.op
-        names = ", ".join(op.params)
         space: dict[str, Any] = {
-            "SCOPES": policy.SCOPES,
             "route": self._route,
             "miss": self._miss,
             "grad_enabled": torch.is_grad_enabled,
             "torch_op": op._library.inplace if self.inplace else op._library.functional,
             "tracing": _tracing,
         }
-        signature, space_defaults = _signature_source(op.signature)
-        space.update(space_defaults)
-        # A method: Python looks __call__ up on the type, and Dynamo traces only those it finds there.
-        lines = [f"def {op.name}({'' if self.kernel else 'self, '}{signature}):"]
-        if self.policy is None:
-            own = names if self.kernel else f"self, {names}"
-            lines.append(f"    if SCOPES and (other := route()) is not None: return other({own})")
+        body: list[str] = []
+        if self.policy is None and policy.scopes_used():
+            own = "{names}" if self.kernel else "self, {names}"
+            body.append(f"if (other := route()) is not None: return other({own})")
         if self.wrap:
-            lines.append(f"    return torch_op({names})")
+            body.append("return torch_op({names})")
         else:
             for number, (conditions, constants, impl) in enumerate(self._entries):
-                lines += self._entry(number, conditions, constants, impl, space, names)
-            lines.append(f"    return miss({names})")
-        source = "\n".join(lines) + "\n"
-        filename = f"<ir_core dispatch {op.name} {id(self):x} {len(self._entries)}>"
-        # Tracebacks and Dynamo read the lines of a function from here.
-        linecache.cache[filename] = (len(source), None, source.splitlines(keepends=True), filename)
-        exec(compile(source, filename, "exec"), space)  # noqa: S102  built from the op's own parameter names
-        function: Callable[..., Any] = space[op.name]
-        return function
+                body += self._entry(number, conditions, constants, impl, space)
+            body.append("return miss({names})")
+        # A method: Python looks __call__ up on the type, and Dynamo traces only those it finds there.
+        return codegen.build(op.name, "" if self.kernel else "self", op.signature, body, space)
 
     def _entry(
         self,
@@ -168,23 +155,20 @@ class Table:
         constants: dict[str, Any],
         impl: IrOpImpl,
         space: dict[str, Any],
-        names: str,
     ) -> list[str]:
         op = self.op
-        direct = impl.impl_fn if self.inplace or not impl.inplace else impl.func_impl_fn
-        space[f"impl{number}"] = direct
-        space[f"opaque{number}"] = op._library.provider(impl.provider)
+        space[f"impl{number}"] = impl.impl_fn if self.inplace or not impl.inplace else impl.func_impl_fn
         rename = {key: f"{key}_{number}" for key in constants}
-        for key, value in constants.items():
-            space[rename[key]] = value
+        space.update((rename[key], value) for key, value in constants.items())
         tests = [condition.format(**rename) for condition in conditions]
-        gradients = " or ".join(_wants_gradient(p, kind) for p, kind in op.tensor_params.items())
-        lines = [f"    if {' and '.join(tests) or 'True'}:"]
-        if not self.kernel and gradients:
-            lines.append(f"        if grad_enabled() and ({gradients}): return torch_op({names})")
+        lines = [f"if {' and '.join(tests) or 'True'}:"]
+        if not self.kernel and impl.provider != selection.NATIVE:  # native is differentiated as it stands
+            wanted = codegen.gradient_test(op.tensor_params)
+            lines.append(f"    if grad_enabled() and ({wanted}): return torch_op({{names}})")
         if not self.kernel and keeps_whole(impl, self._policy()):
-            lines.append(f"        if tracing(): return opaque{number}({names})")
-        lines.append(f"        return impl{number}({names})")
+            space[f"whole{number}"] = op._library.provider(impl.provider)
+            lines.append(f"    if tracing(): return whole{number}({{names}})")
+        lines.append(f"    return impl{number}({{names}})")
         return lines
 
     def _policy(self) -> Policy:
@@ -225,8 +209,8 @@ class Table:
             if any(e[0] == conditions and e[1] == constants for e in self._entries):
                 return
             self._entries = [entry, *self._entries][:MAX_ENTRIES]
-            function = self._generate()
-            self.function = function
+            codegen.forget(self.function)
+            self.function = self._generate()
         publish(self)
 
 
@@ -242,26 +226,6 @@ def keeps_whole(impl: IrOpImpl, requirement: Policy) -> bool:
     return impl.opaque or requirement.invariant(impl.op.name)
 
 
-def _wants_gradient(param: str, kind: str) -> str:
-    if kind == "Tensor":
-        return f"{param}.requires_grad"
-    if kind == "Optional[Tensor]":
-        return f"({param} is not None and {param}.requires_grad)"
-    return f"any(t is not None and t.requires_grad for t in {param} or ())"
-
-
-def _signature_source(signature: inspect.Signature) -> tuple[str, dict[str, Any]]:
-    parts: list[str] = []
-    defaults: dict[str, Any] = {}
-    for name, parameter in signature.parameters.items():
-        if parameter.default is parameter.empty:
-            parts.append(name)
-        else:
-            defaults[f"default_{name}"] = parameter.default
-            parts.append(f"{name}=default_{name}")
-    return ", ".join(parts), defaults
-
-
 def _conditions(op: IrOp, chosen: Selection, args: Sequence[Any]) -> tuple[tuple[str, ...], dict[str, Any]]:
     """The facts that the choice rests on, as tests on the parameters and the constants they compare with.
 
@@ -270,14 +234,15 @@ def _conditions(op: IrOp, chosen: Selection, args: Sequence[Any]) -> tuple[tuple
     conditions: list[str] = []
     constants: dict[str, Any] = {}
     first = next((p for p, arg in zip(op.params, args, strict=True) if isinstance(arg, torch.Tensor)), None)
-    if first is not None:
-        conditions.append(_device_test(first, chosen.target.device))
+    if first is not None and (test := _device_test(first, chosen.target.device)):
+        conditions.append(test)
     order = {"none": 0, "dtype": 1, "value": 2, "ndim": 3}
     for name, fact, value in sorted(chosen.reads, key=lambda read: order.get(read[1], 9)):
         kind, _, arg = fact.partition(":")
         expression = facts.EXPRESSIONS[kind].format(p=name, arg=arg)
         if kind == "none":
-            conditions.append(f"{name} is {'' if value else 'not '}None")
+            if op.tensor_params.get(name) != "Tensor":  # a required tensor is never None
+                conditions.append(f"{name} is {'' if value else 'not '}None")
             continue
         key = f"c{len(constants)}"
         constants[key] = value
@@ -287,11 +252,15 @@ def _conditions(op: IrOp, chosen: Selection, args: Sequence[Any]) -> tuple[tuple
 
 
 def _device_test(name: str, device: str) -> str:
+    """The cheapest test that a tensor is on ``device``, among the devices that this process has."""
+    kinds = {target.device.partition(":")[0] for target in platforms.targets()}
     kind, _, index = device.partition(":")
+    if kinds == {"cpu"}:
+        return "" if kind == "cpu" else f"str({name}.device) == {device!r}"
     if kind == "cpu":
         return f"{name}.is_cpu"
-    if kind == "cuda":
-        return f"{name}.get_device() == {index or 0} and {name}.is_cuda"
+    if kinds == {"cpu", kind}:  # a device without an index, the CPU among them, answers -1
+        return f"{name}.get_device() == {index or 0}"
     return f"str({name}.device) == {device!r}"
 
 

@@ -91,10 +91,12 @@ class TensorFacts:
     def _size(self, index: int) -> int:
         if not isinstance(index, int):
             self._refuse(f"slice .shape[{index}]")
+        if index == -1 and self._tensor.dim():  # whatever the rank: do not make it part of the answer
+            return int(self._answer("last", int(self._tensor.shape[-1])))
         ndim = self.ndim
         if not -ndim <= index < ndim:
             raise IndexError(f"dimension {index} of '{self._name}', which has {ndim}")
-        if index in (-1, ndim - 1):
+        if index == ndim - 1:
             return int(self._answer("last", int(self._tensor.shape[-1])))
         if self._activation:
             self._refuse(f"read .shape[{index}]")
@@ -133,7 +135,7 @@ class TensorFacts:
         return self.shape if dim is None else self._size(dim)
 
     def stride(self, dim: int | None = None) -> int:
-        if dim is None or dim not in (-1, self.ndim - 1):
+        if dim is None or (dim != -1 and dim != self.ndim - 1):
             self._refuse("read .stride() but for the last dimension")
         return int(self._answer("last_stride", int(self._tensor.stride(-1))))
 

@@ -43,6 +43,7 @@ class IrOp:
 
     registry: ClassVar[dict[str, IrOp]] = OPS
     maybe_inplace: Callable[..., Any]
+    tensor_params: dict[str, str]
 
     def __init__(
         self,
@@ -78,9 +79,6 @@ class IrOp:
         self._tolerances: dict[torch.dtype, Tolerance] = {}
         self._library = torch_library.OpLibrary(self)
         self.torch_op = self._library.functional
-        self.tensor_params = {
-            a.name: str(a.type) for a in self.torch_op._schema.arguments if "Tensor" in str(a.type)
-        }
         self._add(IrOpImpl(self, NATIVE, native_impl, batch_invariant=True, **_home(native_impl)))
         dispatch.install(self)
 

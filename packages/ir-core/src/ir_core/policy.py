@@ -157,18 +157,26 @@ _changes: list[Callable[[Policy], Policy]] = []  # what code asked for, replayed
 _default: Policy | None = None
 _scoped: ContextVar[Policy | None] = ContextVar("ir_core_policy", default=None)
 
-SCOPES: Final[list[bool]] = []
-"""Non-empty once any scope was entered in this process: until then the hot path need not ask the context.
-
-It never empties again: a task created inside a scope keeps the scope's policy after the block was left.
-"""
-
+_scopes_used = False
 _listeners: list[Callable[[], None]] = []
 
 
 def on_default_change(listener: Callable[[], None]) -> None:
     """Call ``listener`` whenever the default policy was replaced (the hot path drops what it cached)."""
     _listeners.append(listener)
+
+
+def scopes_used() -> bool:
+    """Whether any scope was entered in this process: until then the hot path need not ask the context."""
+    return _scopes_used
+
+
+def use_scopes() -> None:
+    """Note that there is a scope. For good: a task made inside a scope keeps it after the block was left."""
+    global _scopes_used
+    if not _scopes_used:
+        _scopes_used = True
+        _notify()
 
 
 def current() -> Policy:
@@ -234,7 +242,7 @@ def scope(policy: Policy | None = None, /, **changes: Any) -> Iterator[Policy]:
             f"Policy has no field {', '.join(sorted(unknown))}.", why=f"It has {', '.join(_FIELDS)}."
         )
     base = policy if policy is not None else current()
-    SCOPES[:] = [True]
+    use_scopes()
     token = _scoped.set(replace(base, **changes))
     try:
         value = _scoped.get()

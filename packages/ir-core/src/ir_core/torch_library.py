@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 import torch
 from torch.library import Library, infer_schema
 
-from ir_core import autograd
+from ir_core import autograd, codegen
 from ir_core.errors import SchemaError
 
 if TYPE_CHECKING:
@@ -39,12 +39,12 @@ class OpLibrary:
         self._op = op
         self._library = Library(NAMESPACE, "FRAGMENT")
         self._providers: dict[str, Library] = {}
-        self.functional = self._define(self._library, "default", op.schema, self._call)
+        self.functional = self._define(self._library, "default", op.schema, "_direct")
         self.inplace: OpOverload[..., Any] | None = None
         if op.allow_inplace:
             self._check_inplace_returns()
             schema = infer_schema(op._fake_fn, mutates_args=list(op.activations))
-            self.inplace = self._define(self._library, "maybe_inplace", schema, self._call_inplace)
+            self.inplace = self._define(self._library, "maybe_inplace", schema, "_direct_inplace")
 
     def _check_inplace_returns(self) -> None:
         returns = self._op.schema.rpartition("->")[2].strip()
@@ -56,24 +56,21 @@ class OpLibrary:
                 fix="Return a tensor for each activation, or drop allow_inplace.",
             )
 
-    def _define(self, library: Library, overload: str, schema: str, kernel: Any) -> OpOverload[..., Any]:
-        name = self._op.name if overload == "default" else f"{self._op.name}.{overload}"
+    def _define(self, library: Library, overload: str, schema: str, inner: str) -> OpOverload[..., Any]:
+        """Define an overload whose kernel is the attribute ``inner`` of the op, looked up on each call."""
+        op = self._op
+        name = op.name if overload == "default" else f"{op.name}.{overload}"
         library.define(name + schema)
+        body = [f"return op.{inner}({{names}})"]
+        kernel = codegen.build("kernel", "", op.signature, body, {"op": op})
         library.impl(name, kernel, "CompositeExplicitAutograd")
         torch.library.register_fake(f"{NAMESPACE}::{name}", self._fake, lib=library)
-        overload_op: OpOverload[..., Any] = getattr(
-            getattr(getattr(torch.ops, NAMESPACE), self._op.name), overload
-        )
-        library.impl(name, autograd.kernel(self._op, overload_op, kernel), "Autograd", with_keyset=True)
-        return overload_op
-
-    # The kernels look the callables up on each call: the fast path replaces them (``dispatch.py``).
-
-    def _call(self, *args: Any, **kwargs: Any) -> Any:
-        return self._op._direct(*args, **kwargs)
-
-    def _call_inplace(self, *args: Any, **kwargs: Any) -> Any:
-        return self._op._direct_inplace(*args, **kwargs)
+        packet = getattr(getattr(torch.ops, NAMESPACE), op.name)
+        found: OpOverload[..., Any] = getattr(packet, overload)
+        if overload == "default":
+            op.tensor_params = {a.name: str(a.type) for a in found._schema.arguments if "Tensor" in str(a.type)}
+        library.impl(name, autograd.kernel(op, found, inner), "Autograd", with_keyset=True)
+        return found
 
     def _fake(self, *args: Any, **kwargs: Any) -> Any:
         return self._op._fake_fn(*args, **kwargs)
@@ -88,7 +85,7 @@ class OpLibrary:
             )
         library = Library(NAMESPACE, "FRAGMENT")
         self._providers[provider] = library
-        self._define(library, provider, op.schema, impl.func_impl_fn)
+        self._define(library, provider, op.schema, f"_impls[{provider!r}].func_impl_fn")
         if impl.inplace:
             schema = infer_schema(op._fake_fn, mutates_args=list(op.activations))
             name = f"{op.name}.{provider}{INPLACE}"
