@@ -74,9 +74,8 @@ def test_text(text: str, accepted: list[Target]) -> None:
         ("triton_interpreter", CPU, "needs feature triton_interpreter, cpu has none; set TRITON_INTERPRET=1"),
         (
             "sm>=8.0 | cpu,triton_interpreter",
-            T4,
-            "needs SM >= 8.0, cuda:0 (Tesla T4) is SM 7.5; "
-            "or needs kind cpu, cuda:0 (Tesla T4) is of kind cuda",
+            cuda("7.5"),
+            "needs SM >= 8.0, cuda:0 is SM 7.5; or needs kind cpu, cuda:0 is of kind cuda",
         ),
         ("sm>=9.0 | sm>=9.0", T4, "needs SM >= 9.0, cuda:0 (Tesla T4) is SM 7.5"),
         (

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from inspect import isfunction
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -25,7 +26,7 @@ VARIABLES = (
     "IR_BATCH_INVARIANT_MIN_SM",
     "TRITON_INTERPRET",
 )
-REAL = {name: getattr(pynvml, name) for name in dir(pynvml) if name.startswith("nvml")}
+FUNCTIONS = [name for name, value in vars(pynvml).items() if name.startswith("nvml") and isfunction(value)]
 
 
 class FakeNvml:
@@ -47,7 +48,7 @@ class FakeNvml:
         self.calls: list[str] = []
 
     def install(self, monkeypatch: pytest.MonkeyPatch) -> FakeNvml:
-        for name in REAL:
+        for name in FUNCTIONS:
             monkeypatch.setattr(pynvml, name, self._bind(name))
         return self
 
