@@ -79,6 +79,8 @@ def absent(kind: str) -> str:
             return "vLLM is not installed"
         case "packs" if not any(importlib.metadata.distributions(name="ir-broken-import-error")):
             return "the wheels of tests/packs are not installed (nox -s packs)"
+        case "gpu" if importlib.util.find_spec("torch") is None:
+            return "torch is not installed"
         case "gpu":
             os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")  # no CUDA before the tests fork
             import torch
@@ -87,6 +89,7 @@ def absent(kind: str) -> str:
     return ""
 
 
+@pytest.hookimpl(trylast=True)  # after -m and -k
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skip, visibly, what cannot run here; IR_REQUIRE_KINDS turns that into a failure."""
     for kind in ("interpreter", "vllm", "packs", "gpu"):
