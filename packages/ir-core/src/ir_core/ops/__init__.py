@@ -3,9 +3,10 @@
 
 from typing import Any
 
+from ir_core.ops.activation import gelu_and_mul_sparse
 from ir_core.ops.layernorm import fused_add_rms_norm, rms_norm
 
-__all__ = ["fused_add_rms_norm", "rms_norm"]
+__all__ = ["fused_add_rms_norm", "gelu_and_mul_sparse", "rms_norm"]
 
 
 def __getattr__(name: str) -> Any:
