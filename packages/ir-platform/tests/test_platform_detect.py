@@ -174,6 +174,16 @@ def test_the_hardware_is_asked_once_until_refresh(driver: Driver) -> None:
     ir_platform.refresh()
     ir_platform.devices()
     assert fake.queries == 2
+    ir_platform.describe_devices()  # ir-core keeps what this says until its own refresh()
+    assert fake.queries == 3
+
+
+def test_a_card_that_vanishes_is_gone_after_a_refresh(driver: Driver) -> None:
+    fake = driver("H100")
+    assert [data["device"] for data in ir_platform.describe_devices()] == ["cuda:0", "cpu"]
+    fake.fail["nvmlDeviceGetHandleByIndex", 0] = pynvml.NVML_ERROR_GPU_IS_LOST
+    (cpu,) = ir_platform.describe_devices()
+    assert "fallen off the bus" in cpu["notes"][0]
 
 
 RECORDED = sorted((Path(__file__).parent / "fixtures").glob("recorded_*.json"))

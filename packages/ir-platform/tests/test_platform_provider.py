@@ -14,7 +14,7 @@ import pynvml
 import pytest
 
 import ir_platform
-from ir_platform import rocm, torch_devices
+from ir_platform import cpu, rocm, torch_devices
 from ir_platform.errors import UnknownDeviceError
 
 Driver = Callable[..., Any]
@@ -105,6 +105,18 @@ def test_the_interpreter_is_a_feature_of_the_cpu(driver: Driver, monkeypatch: py
         assert ir_platform.target("cpu").features == features
 
 
+def test_the_cpu_has_a_name_where_linux_tells_none(
+    driver: Driver, monkeypatch: pytest.MonkeyPatch, tmp_path: Any
+) -> None:
+    driver()
+    monkeypatch.setattr(cpu, "CPUINFO", tmp_path / "absent")
+    monkeypatch.setattr(cpu.platform, "processor", lambda: "arm")
+    assert ir_platform.target("cpu").name == "arm"
+    monkeypatch.setattr(cpu, "CPUINFO", tmp_path / "cpuinfo")
+    (tmp_path / "cpuinfo").write_text("processor\t: 0\nmodel name\t: AMD EPYC: 9\n")
+    assert ir_platform.target("cpu").name == "AMD EPYC: 9"
+
+
 def test_a_torch_without_cuda_is_noted(driver: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
     driver("H100")
     version = SimpleNamespace(cuda=None, hip=None, __version__="2.13.0+cpu")
@@ -133,6 +145,7 @@ def test_intel_and_apple_devices_are_counted_by_torch(
         ("xpu:1", "xpu", "intel"),
         ("mps:0", "mps", "apple"),
     ]
+    assert ir_platform.target("mps") == found[2]
     assert found[0].batch_invariant_reason == "batch-invariant kernels are not verified on xpu (xpu:0)"
 
 
@@ -167,7 +180,7 @@ def amd(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> list[rocm.Agent]:
 
 def test_amd_devices_come_from_sysfs(amd: list[rocm.Agent], driver: Driver) -> None:
     driver(fail={"nvmlInit": pynvml.NVML_ERROR_LIBRARY_NOT_FOUND})
-    *found, cpu = ir_platform.devices()
+    *found, last = ir_platform.devices()
     assert [(device.device, device.kind, device.arch) for device in found] == [
         ("cuda:0", "rocm", "gfx942"),
         ("cuda:1", "rocm", "gfx90a"),
@@ -177,7 +190,7 @@ def test_amd_devices_come_from_sysfs(amd: list[rocm.Agent], driver: Driver) -> N
     assert found[0].uuid == "GPU-000000000000000b"
     assert found[0].capability is None
     assert not found[0].batch_invariant
-    assert cpu.notes == ()  # that there is no NVIDIA driver is no news there
+    assert last.notes == ()  # that there is no NVIDIA driver is no news there
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 """What this package offers: the devices that the program will see.
 
 ir-core finds this module through the entry point group ``ir_core.platforms`` and calls ``describe_devices``.
-The hardware is asked once a process; the environment is read at every call.
+Otherwise the hardware is asked once a process, and the environment is read at every call.
 """
 
 from __future__ import annotations
@@ -23,11 +23,14 @@ PLATFORM_API: Final = 1
 
 
 def describe_devices() -> list[dict[str, Any]]:
-    """``devices()`` as plain data; the notes of the CPU, the last one, concern the machine.
+    """``devices()`` as plain data, the hardware asked anew: ir-core keeps the answer.
+
+    The notes of the CPU, which is the last one, concern the machine.
 
     Raises:
         OverrideError: ``IR_TARGET`` or ``IR_BATCH_INVARIANT_MIN_SM`` is malformed.
     """
+    refresh()
     return [device.to_dict() for device in devices()]
 
 
