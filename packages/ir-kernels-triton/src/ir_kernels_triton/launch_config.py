@@ -146,3 +146,33 @@ def rms_spec(
         fp_fusion=not canonical,
         pdl=pdl,
     )
+
+
+def gelu_spec(
+    d: int, x: str, *, hints: int, inner: bool, tanh: bool, canonical: bool, interpret: bool | None = None
+) -> KernelSpec:
+    """The kernel of gelu_and_mul_sparse for gates of ``d`` elements; the flags as in :func:`rms_spec`."""
+    if interpret is None:
+        interpret = os.environ.get("TRITON_INTERPRET", "0") == "1"
+    tile = _tile(d, x)
+    whole = d <= TILE_LIMIT
+    rows = max(TILE_ELEMENTS // (tile["C"] * tile["T"] * tile["H"]), 1) if whole else 1
+    blocks = {"R": rows} if whole else {"B": tile["B"]}
+    constants = {"N": d, **blocks, **{k: tile[k] for k in "CWTHQ"}}
+    constants |= {
+        "VEC": vector(d, x), "BYTES": alignment(d, x), "HINTS": hints, "INNER": inner, "TANH": tanh,
+        "CANONICAL": canonical, "INTERPRET": interpret,
+    }
+    strides = ("x_outer", "x_inner", "y_outer", "y_inner")
+    return KernelSpec(
+        module="ir_kernels_triton.gelu_kernel",
+        kernel="gelu_tile" if whole else "gelu_long",
+        signature=(
+            ("x_ptr", f"*{x}"), ("y_ptr", f"*{x}"), ("rows", "i32"), ("inner", "i32"),
+            *((s, "i64") for s in strides), ("multiplier", "fp32"),
+        ),
+        constants=tuple(constants.items()),
+        num_warps=max(MIN_WARPS, tile["W"]),
+        rows=rows,
+        fp_fusion=not canonical,
+    )

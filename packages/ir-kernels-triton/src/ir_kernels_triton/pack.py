@@ -6,6 +6,9 @@ from typing import Any, Final
 REQUIRES: Final = "sm>=8.0 | cpu,triton_interpreter"
 """bfloat16 arithmetic needs SM 8.0; on a CPU Triton's interpreter runs the same kernels."""
 
+SHARED: Final = ("rms_kernel", "tree", "rows", "launch_config", "launcher", "compat")
+"""Modules behind every kernel here: their text is part of each implementation's identity."""
+
 
 def _implementation(op: str, provider: str, module: str, kernel: str, *, inplace: bool = False) -> dict[str, Any]:
     invariant = provider == "triton_batch_invariant"
@@ -19,8 +22,9 @@ def _implementation(op: str, provider: str, module: str, kernel: str, *, inplace
         "requires": REQUIRES,
         "supports_args": f"ir_kernels_triton.predicates:{op}",
         "sources": [
-            f"ir_kernels_triton.{name}"
-            for name in (module, kernel, "tree", "rows", "launch_config", "launcher", "compat")
+            "ir_core.ops.canonical",
+            "ir_core.ops.activation",
+            *(f"ir_kernels_triton.{name}" for name in (module, kernel, *SHARED)),
         ],
     }
 
@@ -34,6 +38,7 @@ PACK: Final[dict[str, Any]] = {
         for offer in (
             _implementation("rms_norm", provider, "rms_norm", "rms_kernel"),
             _implementation("fused_add_rms_norm", provider, "rms_norm", "rms_kernel", inplace=True),
+            _implementation("gelu_and_mul_sparse", provider, "gelu_and_mul_sparse", "gelu_kernel"),
         )
     ],
 }

@@ -63,7 +63,7 @@ def rms_tile(
     Q: tl.constexpr, VEC: tl.constexpr, X_BYTES: tl.constexpr, W_BYTES: tl.constexpr, HINTS: tl.constexpr,
     SPREAD: tl.constexpr, INNER: tl.constexpr, HAS_RESIDUAL: tl.constexpr, HAS_WEIGHT: tl.constexpr,
     CANONICAL: tl.constexpr, PDL: tl.constexpr, INTERPRET: tl.constexpr,
-):
+):  # fmt: skip
     """Normalise ``R`` whole rows of ``N`` elements, held in registers between the reduction and the product.
 
     ``SPREAD``: each thread reads the weights of its own elements; otherwise they pass through shared memory, which is
@@ -125,7 +125,7 @@ def rms_two_pass(
     DQ: tl.constexpr, VEC: tl.constexpr, X_BYTES: tl.constexpr, W_BYTES: tl.constexpr, HINTS: tl.constexpr,
     INNER: tl.constexpr, HAS_RESIDUAL: tl.constexpr, HAS_WEIGHT: tl.constexpr, CANONICAL: tl.constexpr,
     PDL: tl.constexpr, INTERPRET: tl.constexpr,
-):
+):  # fmt: skip
     """Normalise one row of ``D`` elements by its first ``N``: reduce ``B`` blocks, then read the row again.
 
     For rows that do not fit the registers, and for ``variance_size``, where the blocks of the reduction (``C, T, H,

@@ -1,0 +1,155 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The kernels of gelu_and_mul_sparse: whole gates in registers, or three passes over long ones.
+
+The canonical GELU is ``ir_core.ops.activation.canonical_gelu``, step by step, with its constants.
+"""
+
+import triton
+import triton.language as tl
+from ir_core.ops import activation
+
+from ir_kernels_triton.rms_kernel import row_offsets
+from ir_kernels_triton.tree import (
+    addresses,
+    canonical_divide,
+    canonical_reciprocal,
+    columns,
+    plain_sum,
+    round_to,
+    row_sums,
+    thread_sums,
+    upcast,
+)
+
+LOG2_E = tl.constexpr(activation.LOG2_E)
+ROUND = tl.constexpr(activation.ROUND)
+LN2_HIGH = tl.constexpr(activation.LN2_HIGH)
+LN2_LOW = tl.constexpr(activation.LN2_LOW)
+EXP_MIN = tl.constexpr(activation.EXP_MIN)
+E0, E1, E2, E3, E4 = (tl.constexpr(c) for c in activation.EXP)
+TAIL_SCALE = tl.constexpr(activation.TAIL_SCALE)
+T0, T1, T2, T3, T4, T5, T6 = (tl.constexpr(c) for c in activation.TAIL)
+CUBIC = tl.constexpr(activation.CUBIC)
+SLOPE = tl.constexpr(activation.MINUS_TWO_ROOT_TWO_OVER_PI)
+ARGUMENTS = [
+    "x_ptr", "y_ptr", "rows", "inner", "x_outer", "x_inner", "y_outer", "y_inner", "multiplier",
+]
+
+
+@triton.jit
+def _exp(y):
+    y = tl.where(y < EXP_MIN, EXP_MIN, y)
+    n = (y * LOG2_E + ROUND) - ROUND
+    r = (y - n * LN2_HIGH) - n * LN2_LOW
+    p = (((r * E4 + E3) * r + E2) * r + E1) * r + E0
+    p = ((p * r) * r + r) + 1.0
+    return p * ((n.to(tl.int32) + 127) << 23).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def _gelu(x, TANH: tl.constexpr, CANONICAL: tl.constexpr):
+    """GELU of float32 ``x >= 0``."""
+    if CANONICAL:
+        if TANH:
+            y = tl.div_rn(x, _exp((x + ((x * x) * x) * CUBIC) * SLOPE) + 1.0)
+        else:
+            t = canonical_reciprocal(x * TAIL_SCALE + 1.0)
+            p = (((((t * T6 + T5) * t + T4) * t + T3) * t + T2) * t + T1) * t + T0
+            y = x * (1.0 - (p * t) * _exp((x * x) * -0.5))
+    else:
+        if TANH:
+            y = x / (tl.exp((x + x * x * x * CUBIC) * SLOPE) + 1.0)
+        else:
+            y = 0.5 * x * (1.0 + tl.erf(x * 0.7071067811865476))
+    return y
+
+
+@triton.jit
+def _threshold(mean, variance, multiplier, DTYPE: tl.constexpr, CANONICAL: tl.constexpr, INTERPRET: tl.constexpr):
+    """``mean + std * multiplier``, rounded to ``x``'s dtype where the op rounds."""
+    std = tl.sqrt_rn(variance) if CANONICAL else tl.sqrt(variance)
+    step = upcast(round_to(upcast(round_to(std, DTYPE, INTERPRET), INTERPRET) * multiplier, DTYPE, INTERPRET), INTERPRET)
+    total = upcast(round_to(mean, DTYPE, INTERPRET), INTERPRET) + step
+    return upcast(round_to(total, DTYPE, INTERPRET), INTERPRET)
+
+
+@triton.jit
+def _gated(gate, up, threshold, DTYPE: tl.constexpr, TANH: tl.constexpr, CANONICAL: tl.constexpr,
+           INTERPRET: tl.constexpr):
+    sparse = upcast(round_to(gate - threshold, DTYPE, INTERPRET), INTERPRET)
+    sparse = tl.where(sparse <= 0, 0.0, sparse)  # a NaN stays
+    value = upcast(round_to(_gelu(sparse, TANH, CANONICAL), DTYPE, INTERPRET), INTERPRET)
+    return round_to(value * up, DTYPE, INTERPRET)
+
+
+@triton.jit
+def _mean(x, N: tl.constexpr, W: tl.constexpr, H: tl.constexpr, Q: tl.constexpr, CANONICAL: tl.constexpr):
+    if CANONICAL:
+        mean = canonical_divide(row_sums(thread_sums(x, H, Q), x.shape[1], W), N)
+    else:
+        mean = plain_sum(x) * (1.0 / N)
+    return mean
+
+
+@triton.jit(do_not_specialize=ARGUMENTS, do_not_specialize_on_alignment=ARGUMENTS)
+def gelu_tile(
+    x_ptr, y_ptr, rows, inner, x_outer, x_inner, y_outer, y_inner, multiplier,
+    N: tl.constexpr, C: tl.constexpr, R: tl.constexpr, W: tl.constexpr, T: tl.constexpr, H: tl.constexpr,
+    Q: tl.constexpr, VEC: tl.constexpr, BYTES: tl.constexpr, HINTS: tl.constexpr, INNER: tl.constexpr,
+    TANH: tl.constexpr, CANONICAL: tl.constexpr, INTERPRET: tl.constexpr,
+):  # fmt: skip
+    """``R`` whole rows, gates of ``N`` elements."""
+    DTYPE: tl.constexpr = x_ptr.dtype.element_ty
+    row = tl.program_id(0) * R + tl.arange(0, R)
+    col = columns(C, H, T, Q)
+    mask = col < N
+    if R > 1:
+        mask = mask & (row < rows)[None, :, None]
+    at = row_offsets(row, INNER, inner, x_outer, x_inner)[None, :, None] + col
+    gate = upcast(tl.load(addresses(x_ptr, at, VEC, BYTES, HINTS == 2), mask=mask, other=0.0), INTERPRET)
+    up = upcast(tl.load(addresses(x_ptr + N, at, VEC, BYTES, HINTS == 2), mask=mask, other=0.0), INTERPRET)
+    mean = _mean(gate, N, W, H, Q, CANONICAL)
+    deviation = tl.where(mask, gate - mean[None, :, None], 0.0)
+    variance = _mean(deviation * deviation, N, W, H, Q, CANONICAL)
+    threshold = _threshold(mean, variance, multiplier, DTYPE, CANONICAL, INTERPRET)[None, :, None]
+    y = _gated(gate, up, threshold, DTYPE, TANH, CANONICAL, INTERPRET)
+    to = row_offsets(row, INNER, inner, y_outer, y_inner)[None, :, None] + col
+    tl.store(addresses(y_ptr, to, VEC, BYTES, HINTS > 0), y, mask=mask)
+
+
+@triton.jit(do_not_specialize=ARGUMENTS, do_not_specialize_on_alignment=ARGUMENTS)
+def gelu_long(
+    x_ptr, y_ptr, rows, inner, x_outer, x_inner, y_outer, y_inner, multiplier,
+    N: tl.constexpr, B: tl.constexpr, C: tl.constexpr, W: tl.constexpr, T: tl.constexpr, H: tl.constexpr,
+    Q: tl.constexpr, VEC: tl.constexpr, BYTES: tl.constexpr, HINTS: tl.constexpr, INNER: tl.constexpr,
+    TANH: tl.constexpr, CANONICAL: tl.constexpr, INTERPRET: tl.constexpr,
+):  # fmt: skip
+    """One row whose gate of ``N`` elements takes ``B`` blocks: mean, variance, result."""
+    DTYPE: tl.constexpr = x_ptr.dtype.element_ty
+    row = tl.program_id(0) + tl.arange(0, 1)
+    x_row = row_offsets(row, INNER, inner, x_outer, x_inner)[None, :, None]
+    col = columns(C, H, T, Q)
+    gate = upcast(tl.load(addresses(x_ptr, x_row + col, VEC, BYTES, HINTS == 2), mask=col < N, other=0.0), INTERPRET)
+    part = thread_sums(gate, H, Q)
+    for b in range(1, B):
+        at = col + b * (H * C * T)
+        gate = upcast(tl.load(addresses(x_ptr, x_row + at, VEC, BYTES, HINTS == 2), mask=at < N, other=0.0), INTERPRET)
+        part = part + thread_sums(gate, H, Q)
+    mean = canonical_divide(row_sums(part, 1, W), N)
+    gate = upcast(tl.load(addresses(x_ptr, x_row + col, VEC, BYTES, HINTS == 2), mask=col < N, other=0.0), INTERPRET)
+    deviation = tl.where(col < N, gate - mean[None, :, None], 0.0)
+    part = thread_sums(deviation * deviation, H, Q)
+    for b in range(1, B):
+        at = col + b * (H * C * T)
+        gate = upcast(tl.load(addresses(x_ptr, x_row + at, VEC, BYTES, HINTS == 2), mask=at < N, other=0.0), INTERPRET)
+        deviation = tl.where(at < N, gate - mean[None, :, None], 0.0)
+        part = part + thread_sums(deviation * deviation, H, Q)
+    variance = canonical_divide(row_sums(part, 1, W), N)
+    threshold = _threshold(mean, variance, multiplier, DTYPE, CANONICAL, INTERPRET)[None, :, None]
+    y_row = row_offsets(row, INNER, inner, y_outer, y_inner)[None, :, None]
+    for b in range(B):
+        at = col + b * (H * C * T)
+        gate = upcast(tl.load(addresses(x_ptr, x_row + at, VEC, BYTES, HINTS == 2), mask=at < N, other=0.0), INTERPRET)
+        up = upcast(tl.load(addresses(x_ptr + N, x_row + at, VEC, BYTES, HINTS == 2), mask=at < N, other=0.0), INTERPRET)
+        y = _gated(gate, up, threshold, DTYPE, TANH, CANONICAL, INTERPRET)
+        tl.store(addresses(y_ptr, y_row + at, VEC, BYTES, HINTS > 0), y, mask=at < N)
