@@ -1,0 +1,23 @@
+# SPDX-License-Identifier: Apache-2.0
+"""ir-core inside vLLM: what it selects runs behind vLLM's RMSNorm layers and IR priorities.
+
+=====================  ==================================================================================
+``plugin.py``          what vLLM calls in each process; attaches the hooks, nothing more
+``compat.py``          what each vLLM version does, as a table
+``hooks.py``           the points of vLLM that are wrapped, all in one place, all reversible
+``ir_seam.py``         providers and priorities of vLLM's own IR (0.20 to 0.33)
+``layer_seam.py``      RMSNorm and GemmaRMSNorm through vLLM's out-of-tree hook (all versions)
+``fusion.py``          fusions that would replace a selected norm
+``worker.py``          a worker's life: attach, agree with the other ranks, say what runs, check that it ran
+``status.py``          the same facts as data and as a table; ``python -m ir_vllm_adapter status``
+=====================  ==================================================================================
+
+Importing this package imports neither torch nor vLLM.
+"""
+
+from __future__ import annotations
+
+from ir_vllm_adapter.plugin import register
+from ir_vllm_adapter.version import __version__
+
+__all__ = ["__version__", "register"]

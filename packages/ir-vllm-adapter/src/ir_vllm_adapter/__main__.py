@@ -1,0 +1,34 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``python -m ir_vllm_adapter status [--json]``: what would run in the vLLM of this environment."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+
+from ir_vllm_adapter import compat, hooks, layer_seam, log, plugin
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command; the exit status is 0, or 1 where the adapter does nothing here."""
+    parser = argparse.ArgumentParser(prog="python -m ir_vllm_adapter", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    status_parser = commands.add_parser("status", help="what runs, through which seam, and what is not batch-invariant")
+    status_parser.add_argument("--json", action="store_true", help="print the same facts as JSON")
+    options = parser.parse_args(argv)
+
+    from ir_vllm_adapter import status
+
+    if compat.host().behaviour is not None:
+        plugin.register()
+        hooks.attach_all()
+        log.guarded("take over the norm layers", layer_seam.install)
+    data = status.collect()
+    text = json.dumps(data, indent=2) if options.json else status.render(data)
+    sys.stdout.write(text + "\n")
+    return 0 if data["enabled"] else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The points of vLLM that are wrapped: all of them, in one place, each reversible.
+
+=====================================================  ===================================================
+``KernelConfig.set_platform_defaults``                 front end: providers, order of the lists, fusions
+``IrOpPriorityConfig.set_default`` / ``set_priority``  worker start (0.26 on) / every forward pass (0.20)
+``IrOp.set_default`` / ``set_priority``                any list that reaches an op
+``WorkerWrapperBase.init_device``                      a worker's life (``worker.py``)
+=====================================================  ===================================================
+
+A module of vLLM that is not imported yet is left alone: the plug-in function takes milliseconds. The front end's hook
+runs before anything that needs the others, and attaches them then.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import sys
+from collections.abc import Callable
+from typing import Any, Final
+
+from ir_vllm_adapter import compat, fusion, ir_seam, log, worker
+
+CONFIG: Final = "vllm.config.kernel"
+IR: Final = "vllm.ir.op"
+WORKER: Final = "vllm.v1.worker.worker_base"
+
+_MARK: Final = "_ir_vllm_adapter_wraps"
+_wrapped: list[tuple[Any, str, Any]] = []
+
+
+def wrap(owner: Any, name: str, around: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
+    """Replace the method ``name`` of ``owner`` by ``around(method)``; once, and until :func:`undo`."""
+    original = owner.__dict__.get(name)
+    if original is None or hasattr(original, _MARK):
+        return
+    replacement = functools.wraps(original)(around(original))
+    setattr(replacement, _MARK, original)
+    setattr(owner, name, replacement)
+    _wrapped.append((owner, name, original))
+
+
+def undo() -> None:
+    """Restore every wrapped method."""
+    while _wrapped:
+        owner, name, original = _wrapped.pop()
+        setattr(owner, name, original)
+
+
+def attach() -> None:
+    """Wrap what is imported now. Called by the plug-in, and again by the front end's hook."""
+    if module := _imported(CONFIG):
+        wrap(module.KernelConfig, "set_platform_defaults", _settling)
+        if lists := getattr(module, "IrOpPriorityConfig", None):
+            wrap(lists, "set_default", _adopting)
+            wrap(lists, "set_priority", _adopting)
+    if module := _imported(IR):
+        wrap(module.IrOp, "set_default", _guarding)
+        wrap(module.IrOp, "set_priority", _guarding)
+    if module := _imported(WORKER):
+        wrap(module.WorkerWrapperBase, "init_device", worker.around_init_device)
+
+
+def attach_all() -> None:
+    """Import what the hooks need and wrap it: vLLM is about to do the same."""
+    if compat.ir_present():
+        _import(IR)
+        log.guarded("offer its providers to vLLM's IR", ir_seam.prepare)
+    _import(WORKER)
+    attach()
+
+
+def _imported(name: str) -> Any:
+    return sys.modules.get(name)
+
+
+def _import(name: str) -> None:
+    log.guarded(f"import {name}", lambda: importlib.import_module(name) and None)
+
+
+def _settling(original: Callable[..., Any]) -> Callable[..., Any]:
+    """KernelConfig.set_platform_defaults: after vLLM has appended its defaults, and before it derives fusions."""
+
+    def set_platform_defaults(self: Any, vllm_config: Any) -> Any:
+        log.guarded("attach to vLLM", attach_all)
+        lists = getattr(self, "ir_op_priority", None)
+        named = {} if lists is None else {n: list(getattr(lists, n) or ()) for n in ir_seam._list_names(lists)}
+        result = original(self, vllm_config)
+        if lists is not None and compat.ir_present():
+            log.guarded("order vLLM's IR priorities", lambda: ir_seam.settle_lists(self.ir_op_priority, named))
+        pass_config = vllm_config.compilation_config.pass_config
+        log.guarded("switch fusions off", lambda: fusion.settle(pass_config))
+        return result
+
+    return set_platform_defaults
+
+
+def _adopting(original: Callable[..., Any]) -> Callable[..., Any]:
+    """IrOpPriorityConfig.set_default and .set_priority: ir-core follows the lists that vLLM installs."""
+
+    def install(self: Any) -> Any:
+        log.guarded("attach to vLLM", attach_all)
+        log.guarded("follow vLLM's IR priorities", lambda: ir_seam.adopt(self))
+        return original(self)
+
+    return install
+
+
+def _guarding(original: Callable[..., Any]) -> Callable[..., Any]:
+    """IrOp.set_default and .set_priority: what batch-invariant mode does not allow never enters an op."""
+
+    def install(self: Any, priority: list[str]) -> Any:
+        return original(self, ir_seam.guard(self.name, priority))
+
+    return install

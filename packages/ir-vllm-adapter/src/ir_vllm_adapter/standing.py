@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How ir-core's candidates for an op stand before any call: the order for a priority list, with reasons.
+
+vLLM wants a list at start-up, when there are no arguments yet. The judgement is ir-core's own, candidate by
+candidate, with one question left out: whether a predicate accepts the arguments. vLLM asks that at the call.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ir_core import Candidate, Evidence, IrOp, IrOpImpl, Policy, Target
+
+
+class _Unasked:
+    """An implementation whose predicate is not asked: it stands for every argument it may be given."""
+
+    def __init__(self, impl: IrOpImpl) -> None:
+        self._impl = impl
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._impl, name)
+
+    def refusal(self, args: Any, reads: Any) -> None:
+        return None
+
+
+def standing(op: IrOp, policy: Policy, target: Target) -> tuple[Candidate, ...]:
+    """Every candidate in the order of ``ir_core.selection.ladder``, accepted or rejected with the reason.
+
+    The first accepted one is marked as chosen: it runs unless its predicate refuses the arguments.
+    """
+    from ir_core import selection
+    from ir_core.verification.evidence import evidence_for
+
+    def evidence(impl: Any, of: Target) -> Evidence | None:
+        return evidence_for(getattr(impl, "_impl", impl), of)
+
+    invariant = policy.invariant(op.name) and not policy.disabled
+    found: list[Candidate] = []
+    chosen = False
+    for provider, named in selection.ladder(op, policy):
+        impl = op.impls[provider]
+        stand_in: Any = _Unasked(impl)
+        verdict = selection._judge(op, stand_in, named, policy, invariant, target, (), evidence, [])
+        first = bool(verdict) and not chosen
+        chosen = chosen or first
+        found.append(selection.Candidate(provider, impl.distribution, impl.version, verdict, named, first))
+    tried = {candidate.provider for candidate in found}
+    return (*found, *selection._left_out(op, policy, invariant, tried))
+
+
+def order(op: IrOp, policy: Policy, target: Target) -> list[str]:
+    """Accepted providers in order, up to and including the first that takes every argument."""
+    accepted: list[str] = []
+    for candidate in standing(op, policy, target):
+        if not candidate.verdict:
+            continue
+        accepted.append(candidate.provider)
+        if op.impls[candidate.provider].supports_all_args:
+            break
+    return accepted
+
+
+def target_here(index: int | None = None) -> Target:
+    """The target of this process: vLLM's device of that index; else the first accelerator, else the CPU."""
+    import sys
+
+    import torch
+    from ir_core import platforms
+
+    module = sys.modules.get("vllm.platforms")
+    platform = None if module is None else module.current_platform
+    kind = getattr(platform, "device_type", None)
+    if kind == "cpu":
+        return platforms.target_of(torch.device("cpu"))
+    if kind in ("cuda", "xpu"):
+        return platforms.target_of(torch.device(kind, index or 0))
+    accelerators = [target for target in platforms.targets() if target.kind != "cpu"]
+    return accelerators[0] if accelerators else platforms.target_of(torch.device("cpu"))

@@ -1,0 +1,182 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A worker's life: take over the layers, agree with the other ranks, say what runs, and check that it ran."""
+
+from __future__ import annotations
+
+import functools
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from ir_vllm_adapter import compat, counters, fusion, layer_seam, log
+
+
+@dataclass
+class State:
+    """What is known of the worker of this process.
+
+    Args:
+        started: whether a worker's device was set up here.
+        index: its device index.
+        loaded: whether a model was loaded.
+        layers: norm-like layer classes of the loaded model and how many there are of each.
+        compiled: whether the model runs compiled.
+        checked: whether it was checked that calls went through.
+    """
+
+    started: bool = False
+    index: int | None = None
+    loaded: bool = False
+    layers: Counter[str] = field(default_factory=Counter)
+    compiled: bool = False
+    checked: bool = False
+
+
+STATE: Final = State()
+
+
+def around_init_device(original: Callable[..., Any]) -> Callable[..., Any]:
+    """WorkerWrapperBase.init_device: the last moment before, and the first after, the worker has its device."""
+
+    def init_device(self: Any) -> Any:
+        from ir_vllm_adapter import hooks
+
+        log.guarded("attach to vLLM", hooks.attach_all)
+        log.guarded("take over the norm layers", layer_seam.install)
+        log.guarded("switch fusions off", lambda: _settle_fusions(self.vllm_config))
+        result = original(self)
+        log.guarded("start in the worker", lambda: _start(self))
+        return result
+
+    return init_device
+
+
+def _settle_fusions(vllm_config: Any) -> None:
+    fusion.settle(vllm_config.compilation_config.pass_config, chosen_by="the platform")
+
+
+def _start(wrapper: Any) -> None:
+    from ir_core import set_default_torch_wrap
+
+    from ir_vllm_adapter import agreement
+
+    worker = wrapper.worker
+    STATE.started, STATE.index = True, getattr(worker, "local_rank", 0)
+    _vouch()
+    # Layers call ir-core eagerly only; graphs go through vLLM's ops or ours. The torch op would cost 2 us a call.
+    set_default_torch_wrap(False)
+    _wrap_method(worker, "load_model", after=lambda: _loaded(worker))
+    _wrap_method(worker, "compile_or_warm_up_model", before=lambda: _announce(worker), after=_check_warm_up)
+    agreement.check(_tensor_parallel_group(), agreement.ballot(STATE.index))
+
+
+def _vouch() -> None:
+    """Answer for `native` in batch-invariant mode if vLLM has replaced ATen's reductions by invariant ones."""
+    from dataclasses import replace
+
+    from ir_core import change_default, current
+
+    policy = current()
+    if policy.batch_invariant and compat.reductions_overridden() and "*" not in policy.vouched:
+        change_default(lambda p: replace(p, vouched=p.vouched | {"rms_norm", "fused_add_rms_norm"}))
+
+
+def _tensor_parallel_group() -> Any:
+    from vllm.distributed.parallel_state import get_tp_group
+
+    return get_tp_group()
+
+
+def _wrap_method(
+    worker: Any, name: str, *, before: Callable[[], None] | None = None, after: Callable[[], None] | None = None
+) -> None:
+    """Wrap a method of this one worker object; its class, and other workers, stay as they are."""
+    original = getattr(worker, name)
+
+    @functools.wraps(original)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        if before is not None:
+            log.guarded(f"act before {name}", before)
+        result = original(*args, **kwargs)
+        if after is not None:
+            log.guarded(f"act after {name}", after)
+        return result
+
+    setattr(worker, name, wrapped)
+
+
+def _loaded(worker: Any) -> None:
+    """Take the census of the model's norm-like layers."""
+    model = worker.model_runner.get_model()
+    STATE.loaded, STATE.layers = True, census(model)
+    STATE.compiled = _is_compiled(worker.vllm_config)
+
+
+def census(model: Any) -> Counter[str]:
+    """Norm-like layers by class name; ours under the name of the vLLM class that they replace."""
+    ours = {layer: name for name, layer in layer_seam.TAKEN.items()}
+    found: Counter[str] = Counter()
+    for module in model.modules():
+        kind = type(module)
+        if "Norm" in kind.__name__:
+            found[ours.get(kind, kind.__name__)] += 1
+    return found
+
+
+def _is_compiled(vllm_config: Any) -> bool:
+    mode = vllm_config.compilation_config.mode
+    return getattr(mode, "value", mode) not in (0, None)
+
+
+def _announce(worker: Any) -> None:
+    """The start table, once an engine."""
+    from ir_vllm_adapter import status
+
+    if getattr(worker, "rank", 0) == 0 and (layer_seam.TAKEN or status.anything_named()):
+        log.info(status.render(status.collect()))
+
+
+def _check_warm_up() -> None:
+    if counters.total():
+        STATE.checked = True
+    elif expected():
+        _check_at_first_pass()
+
+
+def expected() -> bool:
+    """Whether calls through a seam of ours are expected of the loaded model."""
+    return any(STATE.layers[name] for name in layer_seam.TAKEN)
+
+
+def _check_at_first_pass() -> None:
+    """A worker may warm nothing up (eager on a CPU): look again after the first real pass."""
+    import sys
+
+    base = sys.modules["vllm.v1.worker.worker_base"].WorkerWrapperBase
+    original = base.execute_model
+
+    @functools.wraps(original)
+    def first(self: Any, *args: Any, **kwargs: Any) -> Any:
+        result = original(self, *args, **kwargs)
+        if counters.total() or not _was_empty(args):
+            base.execute_model = original
+            log.guarded("check the first pass", check_calls)
+        return result
+
+    base.execute_model = first
+
+
+def _was_empty(args: tuple[Any, ...]) -> bool:
+    return bool(args) and not getattr(args[0], "total_num_scheduled_tokens", 1)
+
+
+def check_calls() -> None:
+    """Warn if the model has layers that should have called us, and none did."""
+    STATE.checked = True
+    if expected() and not counters.total():
+        layers = ", ".join(f"{STATE.layers[name]} {name}" for name in layer_seam.TAKEN if STATE.layers[name])
+        log.warn(
+            f"The model has {layers}, and not one call went through ir-core: something replaced the norms after "
+            "ir-vllm-adapter set them up. `python -m ir_vllm_adapter status` shows what was set up."
+        )

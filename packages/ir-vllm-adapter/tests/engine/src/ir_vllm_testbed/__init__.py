@@ -1,0 +1,19 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Test-only: the real vLLM engine on a CPU machine, its Triton kernels interpreted.
+
+What is vLLM's own here: the scheduler, the paged KV cache, chunked prefill, prefix caching, the Triton attention
+kernel, the sampler, torch.compile with vLLM's passes, the IR and its lowering pass, the layer classes. What is ours
+and why is in `platform` (no C extension on such a machine) and `pins` (what a CPU makes batch-dependent and is not
+a norm).
+"""
+
+from __future__ import annotations
+
+import os
+
+
+def platform_plugin() -> str | None:
+    """Class path of the test platform if IR_TESTBED=1, else None: an installed testbed does nothing by itself."""
+    if os.environ.get("IR_TESTBED") != "1":
+        return None
+    return "ir_vllm_testbed.platform.TestbedPlatform"
