@@ -12,6 +12,9 @@ The five verbs, in order, and where they live:
 5. **verify**, bitwise, that it has the property it claims: ``verification/``
 """
 
+from collections.abc import Callable as _Callable
+from typing import Any as _Any
+
 from ir_core import errors, ops
 from ir_core.discovery import failures, get_op, packs, refresh
 from ir_core.dispatch import enable_torch_wrap, set_default_torch_wrap
@@ -25,6 +28,14 @@ from ir_core.requirement import SM, AllOf, AnyOf, Feature, Kind, Requirement, pa
 from ir_core.selection import Candidate, Evidence, Selection, select
 from ir_core.target import Accepted, Capability, Rejected, Target
 from ir_core.version import __version__
+
+
+def compile(model: _Callable[..., _Any], *, policy: Policy | None = None, **kwargs: _Any) -> _Any:  # noqa: A001
+    """:func:`ir_core.lowering.compile`: ``torch.compile`` with ir-core's ops lowered to what is selected."""
+    from ir_core import lowering  # imports Inductor
+
+    return lowering.compile(model, policy=policy, **kwargs)
+
 
 __all__ = [
     "PACK_API",
@@ -52,6 +63,7 @@ __all__ = [
     "Target",
     "__version__",
     "change_default",
+    "compile",
     "current",
     "enable_torch_wrap",
     "errors",

@@ -15,7 +15,7 @@ from typing import Any, Final
 import torch
 
 from ir_core import env
-from ir_core.errors import TargetError
+from ir_core.errors import EnvError, TargetError
 from ir_core.failures import Failure, capture, report
 from ir_core.target import Capability, Target
 
@@ -95,20 +95,46 @@ def _cpu() -> Target:
 
 
 def _override() -> Target | None:
-    """What ``IR_TARGET`` asks for when no provider is installed to interpret it."""
+    """What ``IR_TARGET`` asks for when no provider is installed to interpret it.
+
+    Raises:
+        EnvError: it names no target.
+    """
     text = env.text(env.IR_TARGET)
-    if not text or text.lower() == "cpu":
+    value = (text or "cpu").lower()
+    if value == "cpu":
         return None
-    capability = Capability.parse(text.lower().removeprefix("cuda:"))
+    details: dict[str, Any] = {"device": "cuda:0", "kind": "cuda", "vendor": "nvidia"}
+    if value.startswith("gfx"):
+        details = {"device": "cuda:0", "kind": "rocm", "vendor": "amd", "arch": value, "features": frozenset({value})}
+    elif value in ("xpu", "mps"):
+        details = {"device": f"{value}:0", "kind": value}
+    else:
+        try:
+            details["capability"] = Capability.parse(value.removeprefix("cuda:"))
+        except TargetError as error:
+            raise EnvError(
+                f"{env.IR_TARGET}={text!r} names no target.",
+                why=error.why,
+                fix=f"For example {env.IR_TARGET}=sm90, 9.0, gfx942 or cpu.",
+            ) from None
     return Target(
-        device="cuda:0",
-        kind="cuda",
-        vendor="nvidia",
-        capability=capability,
+        **details,
         batch_invariant_reason="ir-platform, which knows the bound, is not installed",
         override=f"{env.IR_TARGET}={text}",
         source=_source(),
     )
+
+
+def _check_bound() -> None:
+    text = env.text(env.IR_BATCH_INVARIANT_MIN_SM)
+    if text:
+        try:
+            Capability.parse(text)
+        except TargetError as error:
+            raise EnvError(
+                f"{env.IR_BATCH_INVARIANT_MIN_SM}={text!r} is no SM capability.", why=error.why, fix=error.fix
+            ) from None
 
 
 def _alone() -> tuple[Target, ...]:
@@ -119,6 +145,7 @@ def _alone() -> tuple[Target, ...]:
 def _discover() -> tuple[tuple[Target, ...], tuple[Failure, ...]]:
     from importlib_metadata import entry_points
 
+    _check_bound()
     failed: list[Failure] = []
     found: dict[str, Target] = {}
     for point in sorted(entry_points(group=GROUP), key=lambda p: (p.dist.name if p.dist else "", p.name)):

@@ -4,6 +4,7 @@
 =============================  ==========================================================================
 ``<op>.default``               selects when it is called; what a traced graph holds until it is lowered
 ``<op>.maybe_inplace``         the same, activations donated (ops with ``allow_inplace=True``)
+``<op>.donating``              what becomes of ``maybe_inplace`` in a graph: functional, the donation kept in mind
 ``<op>.<provider>``            one implementation with functional semantics: what an opaque lowering calls
 ``<op>.<provider>__inplace``   an in-place implementation, writing into its activations; returns nothing
 =============================  ==========================================================================
@@ -41,8 +42,10 @@ class OpLibrary:
         self._providers: dict[str, Library] = {}
         self.functional = self._define(self._library, "default", op.schema, "_direct")
         self.inplace: OpOverload[..., Any] | None = None
+        self.donating: OpOverload[..., Any] | None = None
         if op.allow_inplace:
             self._check_inplace_returns()
+            self.donating = self._define(self._library, "donating", op.schema, "_direct")
             schema = infer_schema(op._fake_fn, mutates_args=list(op.activations))
             self.inplace = self._define(self._library, "maybe_inplace", schema, "_direct_inplace")
 
@@ -78,7 +81,7 @@ class OpLibrary:
     def define_provider(self, impl: IrOpImpl) -> None:
         """Define ``<op>.<provider>`` (and ``__inplace``), for compiled graphs that call one implementation."""
         op, provider = self._op, impl.provider
-        if provider in ("default", "maybe_inplace") or provider.endswith(INPLACE):
+        if provider in ("default", "maybe_inplace", "donating") or provider.endswith(INPLACE):
             raise SchemaError(
                 f"Provider name '{provider}' cannot be an overload of the torch op ir_core::{op.name}.",
                 fix="Choose another name.",

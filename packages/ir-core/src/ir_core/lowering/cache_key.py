@@ -1,0 +1,42 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The part of a compile cache's key that ir-core answers for.
+
+It covers whatever can change a lowering: the policy, the targets, and for each implementation that may be selected
+its sources, versions, flags and evidence.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+from ir_core import platforms, selection, sources
+from ir_core.op import IrOp
+from ir_core.policy import Policy
+from ir_core.verification.evidence import evidence_for
+
+
+def cache_key(policy: Policy) -> str:
+    """SHA-256, in hex, over everything that decides what a graph is lowered to under ``policy``."""
+    targets = platforms.targets()
+    parts: dict[str, Any] = {
+        "policy": policy.to_dict(),
+        "targets": [target.to_dict() for target in targets],
+        "passes": sources.digest([cache_key]),
+        "ops": {name: _op_key(op, policy) for name, op in sorted(IrOp.registry.items())},
+    }
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _op_key(op: IrOp, policy: Policy) -> list[Any]:
+    found: list[Any] = [op.schema, op._impls[selection.NATIVE].uuid()]
+    invariant = policy.invariant(op.name)
+    for provider, named in selection.ladder(op, policy):
+        impl = op.impls[provider]
+        if (invariant and not impl.batch_invariant) or not impl.supported:
+            found.append([provider, named, "not considered"])
+            continue
+        evidence = [str(evidence_for(impl, target)) for target in platforms.targets()] if invariant else []
+        found.append([provider, named, impl.uuid(), str(impl.requires), evidence])
+    return found

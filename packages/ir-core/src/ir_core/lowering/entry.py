@@ -1,0 +1,207 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``torch.compile`` with ir-core's passes in it: one line for the user.
+
+::
+
+    model = ir_core.compile(model)                                   # or
+    model = torch.compile(model, options=ir_core.lowering.options())
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import fx
+from torch._inductor.custom_graph_pass import CustomGraphPass
+
+from ir_core import policy as policies
+from ir_core.errors import IrError, LoweringError
+from ir_core.lowering.cache_key import cache_key
+from ir_core.lowering.clone_elimination import eliminate_clones
+from ir_core.lowering.functionalization import functionalize
+from ir_core.lowering.lowering_pass import Lowering
+from ir_core.lowering.report import LoweringReport
+from ir_core.policy import Policy
+
+logger = logging.getLogger("ir_core")
+
+PRE = "pre_grad_custom_pass"
+POST = "post_grad_custom_post_pass"
+_ON_CONTEXT = "_ir_core_policy"
+
+
+class Passes:
+    """The two passes of one compiled function, and the reports of the graphs they lowered.
+
+    Args:
+        policy: the requirement to select under; by default the one in force when a graph is built. The backward
+            of a graph is compiled later, under the policy that its forward had.
+    """
+
+    def __init__(self, policy: Policy | None = None) -> None:
+        self._policy = policy
+        self.reports: list[LoweringReport] = []
+        self.functionalize = _Pass(self, self._functionalize)
+        self.lower = _Pass(self, self._lower)
+
+    def policy(self) -> Policy:
+        """The policy for the graph that is being compiled."""
+        if self._policy is not None:
+            return self._policy
+        context = torch._guards.TracingContext.try_get()
+        if context is None:
+            return policies.current()
+        kept: Policy | None = getattr(context, _ON_CONTEXT, None)
+        if kept is None:
+            kept = policies.current()
+            setattr(context, _ON_CONTEXT, kept)
+        return kept
+
+    def _functionalize(self, graph: fx.Graph) -> None:
+        self.policy()  # the forward is being built: keep its policy for the backward
+        functionalize(graph)
+
+    def _lower(self, graph: fx.Graph) -> None:
+        requirement = self.policy()
+        report = Lowering(requirement).run(graph)
+        if not report.nodes and not report.unlowered:
+            return
+        report.clones_removed, report.clones_kept = eliminate_clones(graph)
+        self.reports.append(report)
+        _publish(report)
+        if report.unlowered and requirement.strict:
+            raise LoweringError(
+                f"{len(report.unlowered)} ops were not lowered, and IR_STRICT is set.",
+                why="; ".join(report.unlowered),
+            )
+
+
+class _Pass(CustomGraphPass):
+    def __init__(self, passes: Passes, run: Callable[[fx.Graph], None]) -> None:
+        self._passes, self._run = passes, run
+
+    def __call__(self, graph: fx.Graph) -> None:
+        self._run(graph)
+
+    def uuid(self) -> str:
+        return f"{self._run.__name__}:{cache_key(self._passes.policy())}"
+
+
+class _Chain(CustomGraphPass):
+    """Several passes as one, for releases of torch that take one; its ``uuid`` is unknown if one of theirs is."""
+
+    def __init__(self, passes: Sequence[Any]) -> None:
+        self._passes = passes
+
+    def __call__(self, graph: fx.Graph) -> None:
+        for each in self._passes:
+            each(graph)
+
+    def uuid(self) -> Any:
+        found = [each.uuid() if isinstance(each, CustomGraphPass) else None for each in self._passes]
+        return None if None in found else tuple(found)
+
+
+def _publish(report: LoweringReport) -> None:
+    logger.info("lowered %d ops: %s", len(report.nodes), report.summary())
+    for line in report.unlowered:
+        logger.warning("not lowered, selected anew on each call: %s", line)
+    torch._logging.trace_structured(
+        "artifact",
+        metadata_fn=lambda: {"name": "ir_core_selection", "encoding": "json"},
+        payload_fn=lambda: json.dumps(report.to_dict()),
+    )
+
+
+def options(passes: Passes | None = None, given: dict[str, Any] | None = None) -> dict[str, Any]:
+    """The ``options`` of ``torch.compile`` that put the passes in.
+
+    Args:
+        passes: the passes; new ones by default.
+        given: the user's own options; passes among them keep running, around ours.
+    """
+    passes = Passes() if passes is None else passes
+    merged = dict(given or {})
+    from torch._inductor import config
+
+    before = merged.get(PRE, getattr(config, PRE))
+    after = merged.get(POST, getattr(config, POST))
+    merged[PRE] = _join(before, passes.functionalize)
+    merged[POST] = _join(passes.lower, after)
+    return merged
+
+
+def _join(*passes: Any) -> CustomGraphPass:
+    flat = [each for item in passes for each in (item if isinstance(item, (list, tuple)) else [item]) if each]
+    single: CustomGraphPass = flat[0] if len(flat) == 1 else _Chain(flat)
+    return single
+
+
+def compile(  # noqa: A001  the counterpart of torch.compile
+    model: Callable[..., Any], *, policy: Policy | None = None, **kwargs: Any
+) -> Any:
+    """``torch.compile(model)`` with ir-core's ops lowered to the implementations that are selected.
+
+    Args:
+        model: a module or function.
+        policy: the requirement to select under; by default the one in force when a graph is built. A graph keeps
+            the policy it was built with.
+        kwargs: passed to ``torch.compile``; Inductor passes in ``options`` keep running.
+
+    Raises:
+        LoweringError: the backend is another than Inductor or :func:`eager_backend`.
+    """
+    passes = Passes(policy)
+    backend = kwargs.pop("backend", "inductor")
+    if backend in ("inductor", None):
+        mode = kwargs.pop("mode", None)
+        given = dict(kwargs.pop("options", None) or {})
+        if mode is not None:  # torch.compile takes either; a mode is a set of options
+            given = {**torch._inductor.list_mode_options(mode), **given}
+        compiled = torch.compile(model, options=options(passes, given), **kwargs)
+    elif backend == "eager":
+        compiled = torch.compile(model, backend=eager_backend(passes), **kwargs)
+    else:
+        raise LoweringError(
+            f"ir_core.compile does not know the backend {backend!r}.",
+            why="The passes are run by Inductor, or by ir-core's own 'eager' backend.",
+            fix="Drop the argument, or use torch.compile: ops then select when they are called.",
+        )
+    try:
+        compiled._ir_core_passes = passes
+    except AttributeError as error:  # torch.compile returned something without attributes
+        raise IrError(f"{compiled!r} cannot keep its lowering reports.") from error
+    return compiled
+
+
+def eager_backend(passes: Passes | None = None) -> Callable[..., Any]:
+    """A backend that lowers a graph and runs it op by op, without generating code: for tests and debugging."""
+    from torch._dynamo.backends.common import aot_autograd
+    from functorch.compile import make_boxed_func
+    from torch._inductor.decomposition import select_decomp_table
+
+    passes = Passes() if passes is None else passes
+
+    def lower(module: fx.GraphModule, inputs: Sequence[Any]) -> Any:
+        passes.lower(module.graph)
+        module.recompile()
+        return make_boxed_func(module)
+
+    compiled = aot_autograd(fw_compiler=lower, bw_compiler=lower, decompositions=select_decomp_table)
+
+    def backend(module: fx.GraphModule, inputs: Sequence[Any]) -> Any:
+        passes.functionalize(module.graph)
+        module.recompile()
+        return compiled(module, inputs)
+
+    return backend
+
+
+def reports(compiled: Any) -> list[LoweringReport]:
+    """What was selected in each graph of a function from :func:`compile`; empty when compile caches had them all."""
+    found: list[LoweringReport] = compiled._ir_core_passes.reports
+    return found
