@@ -29,11 +29,11 @@ def kernel(op: IrOp, overload: OpOverload[..., Any], inner: str) -> Callable[...
     through the dispatcher would cost as much again as the first.
     """
     body = [
-        f"if grad_enabled() and ({codegen.gradient_test(op.tensor_params)}):",
-        "    return record(op, overload, keyset, {names})",
-        "if keyset.has(python):",
-        "    return redispatch(keyset & after_autograd, {names})",
-        f"return op.{inner}({{names}})",
+        f"if $grad_enabled() and ({codegen.gradient_test(op.tensor_params)}):",
+        "    return $record($op, $overload, $keyset, {names})",
+        "if $keyset.has($python):",
+        "    return $redispatch($keyset & $after_autograd, {names})",
+        f"return $op.{inner}({{names}})",
     ]
     space = {
         "op": op,
@@ -44,7 +44,7 @@ def kernel(op: IrOp, overload: OpOverload[..., Any], inner: str) -> Callable[...
         "redispatch": overload.redispatch,
         "after_autograd": _after_autograd,
     }
-    return cast("Callable[..., Any]", codegen.build("autograd_kernel", "keyset", op.signature, body, space))
+    return cast("Callable[..., Any]", codegen.build("autograd_kernel", "$keyset", op.signature, body, space))
 
 
 class _Backward(torch.autograd.Function):

@@ -11,8 +11,11 @@ from typing import Any
 
 _number = itertools.count()
 
+PREFIX = "_ir_"
+"""Before every name of ours in generated code, so that it never meets a parameter; no parameter begins with it."""
 
-def signature_source(signature: inspect.Signature, space: dict[str, Any]) -> str:
+
+def _parameters(signature: inspect.Signature, space: dict[str, Any]) -> str:
     """The parameter list as source; default values go into ``space``."""
     parts: list[str] = []
     for name, parameter in signature.parameters.items():
@@ -20,7 +23,7 @@ def signature_source(signature: inspect.Signature, space: dict[str, Any]) -> str
             parts.append(name)
         else:
             space[f"default_{name}"] = parameter.default
-            parts.append(f"{name}=default_{name}")
+            parts.append(f"{name}=$default_{name}")
     return ", ".join(parts)
 
 
@@ -41,17 +44,19 @@ def build(name: str, first: str, signature: inspect.Signature, body: Sequence[st
         name: shown in tracebacks.
         first: parameters before the op's own, as source; may be empty.
         body: lines, not indented; ``{names}`` in them stands for the op's arguments.
-        space: its globals.
+        space: what the names marked with ``$`` in ``first`` and ``body`` stand for, unless they are local.
     """
     names = ", ".join(signature.parameters)
-    head = ", ".join(part for part in (first, signature_source(signature, space)) if part)
-    lines = [f"def {name}({head}):"] + ["    " + line.replace("{names}", names) for line in body]
-    source = "\n".join(lines) + "\n"
+    head = ", ".join(part for part in (first, _parameters(signature, space)) if part)
+    function_name = f"ir_{name}"  # an op may be called like a keyword of Python
+    lines = [f"def {function_name}({head}):"] + ["    " + line.replace("{names}", names) for line in body]
+    source = ("\n".join(lines) + "\n").replace("$", PREFIX)
     filename = f"<ir_core {name} {next(_number)}>"
     # Tracebacks and Dynamo read the lines of a function from here.
     linecache.cache[filename] = (len(source), None, source.splitlines(keepends=True), filename)
-    exec(compile(source, filename, "exec"), space)  # noqa: S102  made of an op's own parameter names
-    function: Callable[..., Any] = space[name]
+    scope = {PREFIX + key: value for key, value in space.items()}
+    exec(compile(source, filename, "exec"), scope)  # made of an op's own parameter names
+    function: Callable[..., Any] = scope[function_name]
     return function
 
 

@@ -137,16 +137,16 @@ class Table:
         }
         body: list[str] = []
         if self.policy is None and policy.scopes_used():
-            own = "{names}" if self.kernel else "self, {names}"
-            body.append(f"if (other := route()) is not None: return other({own})")
+            own = "{names}" if self.kernel else "$self, {names}"
+            body.append(f"if ($other := $route()) is not None: return $other({own})")
         if self.wrap:
-            body.append("return torch_op({names})")
+            body.append("return $torch_op({names})")
         else:
             for number, (conditions, constants, impl) in enumerate(self._entries):
                 body += self._entry(number, conditions, constants, impl, space)
-            body.append("return miss({names})")
+            body.append("return $miss({names})")
         # A method: Python looks __call__ up on the type, and Dynamo traces only those it finds there.
-        return codegen.build(op.name, "" if self.kernel else "self", op.signature, body, space)
+        return codegen.build(op.name, "" if self.kernel else "$self", op.signature, body, space)
 
     def _entry(
         self,
@@ -158,17 +158,17 @@ class Table:
     ) -> list[str]:
         op = self.op
         space[f"impl{number}"] = impl.impl_fn if self.inplace or not impl.inplace else impl.func_impl_fn
-        rename = {key: f"{key}_{number}" for key in constants}
-        space.update((rename[key], value) for key, value in constants.items())
+        rename = {key: f"${key}_{number}" for key in constants}
+        space.update((rename[key].removeprefix("$"), value) for key, value in constants.items())
         tests = [condition.format(**rename) for condition in conditions]
         lines = [f"if {' and '.join(tests) or 'True'}:"]
         if not self.kernel and impl.provider != selection.NATIVE:  # native is differentiated as it stands
             wanted = codegen.gradient_test(op.tensor_params)
-            lines.append(f"    if grad_enabled() and ({wanted}): return torch_op({{names}})")
+            lines.append(f"    if $grad_enabled() and ({wanted}): return $torch_op({{names}})")
         if not self.kernel and keeps_whole(impl, self._policy()):
             space[f"whole{number}"] = op._library.provider(impl.provider)
-            lines.append(f"    if tracing(): return whole{number}({{names}})")
-        lines.append(f"    return impl{number}({{names}})")
+            lines.append(f"    if $tracing(): return $whole{number}({{names}})")
+        lines.append(f"    return $impl{number}({{names}})")
         return lines
 
     def _policy(self) -> Policy:

@@ -191,9 +191,21 @@ def _triton_version() -> str:
         return ""
 
 
+def schema_of(what: str, fn: Callable[..., Any]) -> str:
+    """torch's text of a function's signature.
+
+    Raises:
+        SchemaError: torch cannot tell it, for lack of an annotation for example.
+    """
+    try:
+        return infer_schema(fn, mutates_args=[])
+    except (ValueError, TypeError, NameError, NotImplementedError) as error:
+        raise SchemaError(f"{what} has no schema.", why=str(error), fix="Annotate every parameter and the result.") from error
+
+
 def check_schema(op: IrOp, provider: str, impl_fn: Callable[..., Any]) -> None:
     """Raise :class:`SchemaError` unless ``impl_fn`` has the native implementation's names, types and defaults."""
-    schema = infer_schema(impl_fn, mutates_args=[])
+    schema = schema_of(f"Implementation '{provider}' of op '{op.name}'", impl_fn)
     if schema != op.schema:
         raise SchemaError(
             f"Implementation '{provider}' of op '{op.name}' has another schema than the op.",

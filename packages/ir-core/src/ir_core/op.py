@@ -5,13 +5,13 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ClassVar
 
 import torch
-from torch.library import infer_schema
 
-from ir_core import dispatch, policy, torch_library
+from ir_core import codegen, dispatch, policy, torch_library
 from ir_core.errors import (
     DuplicateError,
     IrError,
@@ -20,7 +20,7 @@ from ir_core.errors import (
     SchemaError,
     UnknownProviderError,
 )
-from ir_core.impl import IrOpImpl
+from ir_core.impl import IrOpImpl, schema_of
 from ir_core.policy import OpPolicy, Policy
 from ir_core.registry import OPS, RESERVED_PROVIDERS, check_name
 from ir_core.selection import NATIVE
@@ -70,7 +70,13 @@ class IrOp:
         self.activation_indices = tuple(i for i, p in enumerate(self.params) if p in self.activations)
         self.allow_inplace = allow_inplace
         self.has_reduction = has_reduction
-        self.schema: str = infer_schema(native_impl, mutates_args=[])
+        self.schema: str = schema_of(f"Op '{name}'", native_impl)
+        if re.search(r"Tensor\??\[", self.schema):
+            raise SchemaError(
+                f"Op '{name}' takes a list of tensors.",
+                why="Facts, gradients and donation are defined for tensors that are parameters of their own.",
+                fix="Give each tensor its own parameter.",
+            )
         self.__doc__ = inspect.getdoc(native_impl)
         self._impls: dict[str, IrOpImpl] = {}
         self._fake_fn: Callable[..., Any] = native_impl
@@ -85,6 +91,8 @@ class IrOp:
     def _check_parameters(self) -> None:
         kinds = inspect.Parameter
         for parameter in self.signature.parameters.values():
+            if parameter.name.startswith(codegen.PREFIX):
+                raise SchemaError(f"Op '{self.name}' has the parameter '{parameter.name}'; '{codegen.PREFIX}' is ours.")
             if parameter.kind is kinds.KEYWORD_ONLY:
                 raise SchemaError(
                     f"Op '{self.name}' has the keyword-only parameter '{parameter.name}'.",

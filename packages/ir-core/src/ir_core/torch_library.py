@@ -11,43 +11,71 @@
 
 The kernels are registered as CompositeExplicitAutograd, so that AOTAutograd keeps the ops whole, with an
 autograd kernel beside them: the backward is the vjp of the native implementation (``autograd.py``).
+
+Definitions stay for the life of the process and kernels come and go: torch keeps a table of operators by the text
+of their arguments, without the overload's name, and taking one of two overloads with the same arguments out of it
+leaves the other dangling (a segmentation fault at the next lookup). An op that comes back with the same schema
+takes up its old definitions; with another schema, its torch op is called ``<op>__2``.
 """
 
 from __future__ import annotations
 
+import itertools
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
+from torch._ops import OpOverload, OpOverloadPacket
 from torch.library import Library, infer_schema
 
 from ir_core import autograd, codegen
-from ir_core.errors import SchemaError
+from ir_core.errors import InvalidNameError, SchemaError
 
 if TYPE_CHECKING:
-    from torch._ops import OpOverload
-
     from ir_core.impl import IrOpImpl
     from ir_core.op import IrOp
 
 NAMESPACE: Final = "ir_core"
 INPLACE: Final = "__inplace"
+_OVERLOADS: Final = ("default", "maybe_inplace", "donating")
+
+_schemas: dict[str, str] = {}  # every definition that torch was ever given, by "<op>.<overload>"
+_definitions: list[Library] = []  # the library that owns them
+_owners: dict[str, IrOp] = {}  # torch names in use
+
+
+def op_of(overload: OpOverload[..., Any]) -> IrOp | None:
+    """The op that a torch op of the namespace ``ir_core`` belongs to; ``None`` if it was unregistered."""
+    return _owners.get(overload._opname)
 
 
 class OpLibrary:
-    """The torch library ops of one :class:`~ir_core.op.IrOp`."""
+    """The torch library ops of one :class:`~ir_core.op.IrOp`.
+
+    Raises:
+        SchemaError: the op allows in-place implementations, and its outputs do not match its activations.
+        InvalidNameError: torch has no place for the name.
+    """
 
     def __init__(self, op: IrOp) -> None:
         self._op = op
-        self._library = Library(NAMESPACE, "FRAGMENT")
-        self._providers: dict[str, Library] = {}
-        self.functional = self._define(self._library, "default", op.schema, "_direct")
-        self.inplace: OpOverload[..., Any] | None = None
-        self.donating: OpOverload[..., Any] | None = None
+        inplace_schema = ""
         if op.allow_inplace:
             self._check_inplace_returns()
-            self.donating = self._define(self._library, "donating", op.schema, "_direct")
-            schema = infer_schema(op._fake_fn, mutates_args=list(op.activations))
-            self.inplace = self._define(self._library, "maybe_inplace", schema, "_direct_inplace")
+            inplace_schema = infer_schema(op._fake_fn, mutates_args=list(op.activations))
+        self.name = _free_name(op.name, op.schema, inplace_schema)
+        self._library = Library(NAMESPACE, "FRAGMENT")
+        self._providers: dict[str, Library] = {}
+        try:
+            self.functional = self._define(self._library, "default", op.schema, "_direct")
+            self.inplace: OpOverload[..., Any] | None = None
+            self.donating: OpOverload[..., Any] | None = None
+            if op.allow_inplace:
+                self.donating = self._define(self._library, "donating", op.schema, "_direct")
+                self.inplace = self._define(self._library, "maybe_inplace", inplace_schema, "_direct_inplace")
+        except Exception:
+            self._library._destroy()
+            raise
+        _owners[self.name] = op
 
     def _check_inplace_returns(self) -> None:
         returns = self._op.schema.rpartition("->")[2].strip()
@@ -62,18 +90,36 @@ class OpLibrary:
     def _define(self, library: Library, overload: str, schema: str, inner: str) -> OpOverload[..., Any]:
         """Define an overload whose kernel is the attribute ``inner`` of the op, looked up on each call."""
         op = self._op
-        name = op.name if overload == "default" else f"{op.name}.{overload}"
-        library.define(name + schema)
-        body = [f"return op.{inner}({{names}})"]
+        qualified = self._declare(overload, schema)
+        body = [f"return $op.{inner}({{names}})"]
         kernel = codegen.build("kernel", "", op.signature, body, {"op": op})
-        library.impl(name, kernel, "CompositeExplicitAutograd")
-        torch.library.register_fake(f"{NAMESPACE}::{name}", self._fake, lib=library)
-        packet = getattr(getattr(torch.ops, NAMESPACE), op.name)
+        library.impl(qualified, kernel, "CompositeExplicitAutograd")
+        torch.library.register_fake(f"{NAMESPACE}::{qualified}", self._fake, lib=library)
+        packet = _packet(self.name)
         found: OpOverload[..., Any] = getattr(packet, overload)
+        if found._schema.overload_name not in packet._overload_names:  # it was listed when it was first looked up
+            packet._overload_names.append(found._schema.overload_name)
         if overload == "default":
             op.tensor_params = {a.name: str(a.type) for a in found._schema.arguments if "Tensor" in str(a.type)}
-        library.impl(name, autograd.kernel(op, found, inner), "Autograd", with_keyset=True)
+        library.impl(qualified, autograd.kernel(op, found, inner), "Autograd", with_keyset=True)
         return found
+
+    def _declare(self, overload: str, schema: str) -> str:
+        """Tell torch of an overload, unless it knows it from before; its name within the namespace."""
+        qualified = self.name if overload == "default" else f"{self.name}.{overload}"
+        if qualified not in _schemas:
+            if not _definitions:
+                _definitions.append(Library(NAMESPACE, "FRAGMENT"))
+            try:
+                _definitions[0].define(qualified + schema)
+            except RuntimeError as error:
+                raise InvalidNameError(
+                    f"torch cannot define ir_core::{qualified}.",
+                    why=str(error).partition("\n")[0],
+                    fix="Choose another name.",
+                ) from error
+            _schemas[qualified] = schema
+        return qualified
 
     def _fake(self, *args: Any, **kwargs: Any) -> Any:
         return self._op._fake_fn(*args, **kwargs)
@@ -81,46 +127,64 @@ class OpLibrary:
     def define_provider(self, impl: IrOpImpl) -> None:
         """Define ``<op>.<provider>`` (and ``__inplace``), for compiled graphs that call one implementation."""
         op, provider = self._op, impl.provider
-        if provider in ("default", "maybe_inplace", "donating") or provider.endswith(INPLACE):
+        packet = _packet(self.name)
+        taken = hasattr(OpOverloadPacket, provider) or not isinstance(
+            vars(packet).get(provider, self.functional), OpOverload
+        )
+        if provider in _OVERLOADS or provider.endswith(INPLACE) or taken:
             raise SchemaError(
                 f"Provider name '{provider}' cannot be an overload of the torch op ir_core::{op.name}.",
                 fix="Choose another name.",
             )
         library = Library(NAMESPACE, "FRAGMENT")
+        try:
+            self._define(library, provider, op.schema, f"_impls[{provider!r}].func_impl_fn")
+            if impl.inplace:
+                schema = infer_schema(op._fake_fn, mutates_args=list(op.activations))
+                qualified = self._declare(provider + INPLACE, schema.rpartition("->")[0] + "-> ()")
+                library.impl(qualified, _without_result(impl), "CompositeExplicitAutograd")
+                torch.library.register_fake(f"{NAMESPACE}::{qualified}", _nothing, lib=library)
+        except Exception:
+            library._destroy()
+            raise
         self._providers[provider] = library
-        self._define(library, provider, op.schema, f"_impls[{provider!r}].func_impl_fn")
-        if impl.inplace:
-            schema = infer_schema(op._fake_fn, mutates_args=list(op.activations))
-            name = f"{op.name}.{provider}{INPLACE}"
-            library.define(name + schema.rpartition("->")[0] + "-> ()")
-            library.impl(name, _without_result(impl), "CompositeExplicitAutograd")
-            torch.library.register_fake(f"{NAMESPACE}::{name}", _nothing, lib=library)
 
     def provider(self, provider: str, *, inplace: bool = False) -> OpOverload[..., Any]:
         """The torch op that calls one implementation."""
-        packet = getattr(getattr(torch.ops, NAMESPACE), self._op.name)
-        overload: OpOverload[..., Any] = getattr(packet, provider + (INPLACE if inplace else ""))
+        overload: OpOverload[..., Any] = getattr(_packet(self.name), provider + (INPLACE if inplace else ""))
         return overload
 
     def undefine_provider(self, provider: str) -> None:
-        """Undo :meth:`define_provider`."""
-        self._forget(provider, provider + INPLACE)
+        """Undo :meth:`define_provider`: calling the overload is an error of torch's from now on."""
         self._providers.pop(provider)._destroy()
 
     def destroy(self) -> None:
-        """Take every op of this library out of torch."""
+        """Take the kernels of every op of this library out of torch."""
         for provider in list(self._providers):
             self.undefine_provider(provider)
-        namespace = getattr(torch.ops, NAMESPACE)
-        vars(namespace).pop(self._op.name, None)
         self._library._destroy()
+        _owners.pop(self.name, None)
 
-    def _forget(self, *overloads: str) -> None:
-        packet = getattr(getattr(torch.ops, NAMESPACE), self._op.name)
-        for overload in overloads:
-            vars(packet).pop(overload, None)
-            if overload in packet._overload_names:
-                packet._overload_names.remove(overload)
+
+def _packet(name: str) -> OpOverloadPacket[..., Any]:
+    packet: OpOverloadPacket[..., Any] = getattr(getattr(torch.ops, NAMESPACE), name)
+    return packet
+
+
+def _free_name(name: str, schema: str, inplace_schema: str) -> str:
+    """The first of ``name``, ``name__2``, ... that torch knows with this schema or not at all."""
+    namespace = getattr(torch.ops, NAMESPACE)
+    if name not in _schemas and hasattr(namespace, name):
+        raise InvalidNameError(
+            f"Op name '{name}' is taken: torch.ops.{NAMESPACE}.{name} is something else.", fix="Choose another name."
+        )
+    for number in itertools.count(1):
+        candidate = name if number == 1 else f"{name}__{number}"
+        known = _schemas.get(candidate, schema) == schema
+        known_inplace = _schemas.get(f"{candidate}.maybe_inplace", inplace_schema) == inplace_schema
+        if candidate not in _owners and known and (known_inplace or not inplace_schema):
+            return candidate
+    raise AssertionError("unreachable")
 
 
 def _nothing(*args: Any, **kwargs: Any) -> None:
