@@ -22,13 +22,13 @@ import logging
 import math
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
 
 from ir_core import codegen, facts, platforms, policy, selection
 from ir_core.policy import Policy
+from ir_core.scoped import Scoped
 
 if TYPE_CHECKING:
     from ir_core.impl import IrOpImpl
@@ -41,7 +41,7 @@ MAX_ENTRIES: Final = 16
 """Selections kept in one generated function. A model has a handful of shapes an op; beyond this the oldest goes."""
 
 _wrap_default = True
-_wrap: ContextVar[bool | None] = ContextVar("ir_core_torch_wrap", default=None)
+_wrap: Scoped[bool] = Scoped("ir_core_torch_wrap")
 _lock = threading.RLock()
 
 
@@ -65,11 +65,8 @@ def enable_torch_wrap(enable: bool = True) -> Iterator[None]:
     Through the torch op a call can be traced and lowered; straight to the implementation it is faster.
     """
     policy.use_scopes()
-    token = _wrap.set(bool(enable))
-    try:
+    with _wrap.block(bool(enable)):
         yield
-    finally:
-        _wrap.reset(token)
 
 
 def resolve(
@@ -211,7 +208,7 @@ class Table:
             self._entries = [entry, *self._entries][:MAX_ENTRIES]
             codegen.forget(self.function)
             self.function = self._generate()
-        publish(self)
+            publish(self)  # under the lock: a reset between the look and the change would be undone
 
 
 _tracing = torch.compiler.is_dynamo_compiling

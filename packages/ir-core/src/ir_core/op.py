@@ -73,9 +73,9 @@ class IrOp:
         self.schema: str = schema_of(f"Op '{name}'", native_impl)
         if re.search(r"Tensor\??\[", self.schema):
             raise SchemaError(
-                f"Op '{name}' takes a list of tensors.",
+                f"Op '{name}' takes or returns a list of tensors.",
                 why="Facts, gradients and donation are defined for tensors that are parameters of their own.",
-                fix="Give each tensor its own parameter.",
+                fix="Give each tensor its own parameter, and return a tuple.",
             )
         self.__doc__ = inspect.getdoc(native_impl)
         self._impls: dict[str, IrOpImpl] = {}

@@ -10,12 +10,12 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextvars import ContextVar
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Final
 
 from ir_core import env
 from ir_core.errors import PolicyError
+from ir_core.scoped import Scoped
 
 
 def _unique(what: str, names: Iterable[str]) -> tuple[str, ...]:
@@ -155,7 +155,7 @@ def from_environment() -> Policy:
 _lock = threading.RLock()
 _changes: list[Callable[[Policy], Policy]] = []  # what code asked for, replayed over the environment by refresh()
 _default: Policy | None = None
-_scoped: ContextVar[Policy | None] = ContextVar("ir_core_policy", default=None)
+_scoped: Scoped[Policy] = Scoped("ir_core_policy")
 
 _scopes_used = False
 _listeners: list[Callable[[], None]] = []
@@ -243,10 +243,5 @@ def scope(policy: Policy | None = None, /, **changes: Any) -> Iterator[Policy]:
         )
     base = policy if policy is not None else current()
     use_scopes()
-    token = _scoped.set(replace(base, **changes))
-    try:
-        value = _scoped.get()
-        assert value is not None
-        yield value
-    finally:
-        _scoped.reset(token)
+    with _scoped.block(replace(base, **changes)) as mine:
+        yield mine
