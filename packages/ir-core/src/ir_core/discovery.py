@@ -15,13 +15,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from ir_core import env
-from ir_core.errors import PackError, UnknownOpError
-from ir_core.failures import Failure, capture, report
+from ir_core.errors import PackError, UnknownOpError, UnknownProviderError
+from ir_core.failures import Failure, capture, distribution_of, report
 from ir_core.pack import ImplSpec, KernelPack
 from ir_core.pack_impl import PackImpl, resolve
 
 if TYPE_CHECKING:
     from ir_core.op import IrOp
+    from ir_core.policy import Policy
 
 GROUP: Final = "ir_core.kernels"
 
@@ -35,11 +36,11 @@ class Pack:
 
     @property
     def distribution(self) -> str:
-        return self.point.dist.name if self.point.dist else "(no distribution)"
+        return distribution_of(self.point)[0]
 
     @property
     def version(self) -> str:
-        return self.point.dist.version if self.point.dist else ""
+        return distribution_of(self.point)[1]
 
 
 _lock = threading.RLock()
@@ -48,6 +49,7 @@ _failures: list[Failure] = []
 _skipped: tuple[str, ...] = ()
 _offers: dict[str, list[tuple[Pack, ImplSpec]]] = {}
 _attached: set[str] = set()
+_reading = False
 
 
 def packs() -> tuple[Pack, ...]:
@@ -82,25 +84,33 @@ def normalize(name: str) -> str:
 
 
 def _discover() -> tuple[Pack, ...]:
-    global _packs, _skipped
+    global _packs, _skipped, _reading
     from importlib_metadata import entry_points
 
     with _lock:
         if _packs is not None:
             return _packs
+        if _reading:  # the same thread again: a data module called an op while it was imported
+            raise PackError(
+                "The packs are being read, and the module of one of them asks for packs or calls an op.",
+                fix="Keep the pack's data in a module that imports neither the kernels nor their ops.",
+            )
         listed = env.names(env.IR_PACKS)
         allowed = None if listed is None else {normalize(name) for name in listed}
         found: list[Pack] = []
         skipped: list[str] = []
         for point in sorted(entry_points(group=GROUP), key=_by_distribution):
-            name = point.dist.name if point.dist else ""
+            name = distribution_of(point)[0]
             if allowed is not None and normalize(name) not in allowed:
                 skipped.append(name)
                 continue
+            _reading = True
             try:
                 found.append(Pack(KernelPack.parse(point.load()), point))
             except (Exception, SystemExit) as error:
                 record(capture(point, "load the pack", error))
+            finally:
+                _reading = False
         _offers.clear()
         for pack in found:
             for spec in pack.data.implementations:
@@ -110,8 +120,51 @@ def _discover() -> tuple[Pack, ...]:
         return _packs
 
 
+def detach(name: str) -> None:
+    """Forget that the op of that name has been given what packs offer: it was unregistered."""
+    with _lock:
+        _attached.discard(name)
+
+
+def check_policy(policy: Policy) -> None:
+    """Raise if a policy names an op that nobody offers, or prefers everywhere what no op has.
+
+    Raises:
+        UnknownOpError, UnknownProviderError: the message names what exists.
+    """
+    from ir_core import ops  # noqa: F401  the core's own ops register themselves
+    from ir_core.op import IrOp
+
+    for name, _ in policy.ops:
+        if name not in IrOp.registry and name not in op_names():
+            raise _unknown_op(name, "A policy names it: IR_PRIORITY, or a scope.")
+    for provider in policy.prefer:
+        if any(provider in op._impls for op in IrOp.registry.values()):
+            continue
+        packs()
+        if provider not in _offered():
+            has = sorted({*(p for op in IrOp.registry.values() for p in op._impls), *_offered()})
+            raise UnknownProviderError(
+                f"No op has a provider '{provider}', and the policy prefers it everywhere.",
+                why=f"The providers are {', '.join(has)}.",
+                fix=who_offers(provider, "any op"),
+            )
+
+
+def _offered() -> set[str]:
+    return {spec.provider for offers in _offers.values() for _, spec in offers}
+
+
+def _unknown_op(name: str, why: str = "") -> UnknownOpError:
+    return UnknownOpError(
+        f"There is no op '{name}'.",
+        why="\n".join(filter(None, (why, f"The ops are {', '.join(op_names())}."))),
+        fix="Check the spelling, or install the pack that brings it.",
+    )
+
+
 def _by_distribution(point: Any) -> tuple[str, str]:
-    return (normalize(point.dist.name) if point.dist else "", point.name)
+    return normalize(distribution_of(point)[0]), point.name
 
 
 def attach(op: IrOp) -> None:
@@ -161,9 +214,13 @@ def get_op(name: str) -> IrOp:
 
     if name in IrOp.registry:
         return IrOp.registry[name]
-    for pack in packs():
-        if name not in pack.data.ops:
-            continue
+    bringing = [pack for pack in packs() if name in pack.data.ops]
+    if len(bringing) > 1:
+        raise PackError(
+            f"{' and '.join(f'{pack.distribution} {pack.version}' for pack in bringing)} both bring the op '{name}'.",
+            fix=f"Uninstall one of them, or allow one by {env.IR_PACKS}.",
+        )
+    for pack in bringing:
         try:
             found = resolve(pack.data.ops[name])
             if not isinstance(found, IrOp) or found.name != name:
@@ -175,11 +232,7 @@ def get_op(name: str) -> IrOp:
                 fix="`ir-core doctor` has the traceback.",
             ) from error
         return found
-    raise UnknownOpError(
-        f"There is no op '{name}'.",
-        why=f"The ops are {', '.join(op_names())}.",
-        fix="Check the spelling, or install the pack that brings it.",
-    )
+    raise _unknown_op(name)
 
 
 def op_names() -> list[str]:

@@ -32,6 +32,7 @@ EXPRESSIONS: Final[dict[str, str]] = {
     "last_stride": "{p}.stride(-1)",
     "size": "{p}.shape[{arg}]",
     "value": "{p}",
+    "values": "tuple({p})",
 }
 
 _ALLOWED: Final = "dtype, device, ndim, shape[-1], size(-1), stride(-1)"
@@ -195,7 +196,11 @@ def ask(
     for name, arg in zip(params, args, strict=True):
         if arg is None or isinstance(arg, torch.Tensor):
             reads.append((name, "none", arg is None))
-        elif used is None or name in used:
+        elif used is not None and name not in used:
+            continue
+        elif isinstance(arg, list):  # a copy: the caller may change the list and call again
+            reads += [(name, "none", False), (name, "values", tuple(arg))]
+        else:
             reads.append((name, "value", arg))
     try:
         answer = predicate(*view(params, activations, args, reads))

@@ -39,12 +39,21 @@ class Failure:
         return dict(vars(self))
 
 
+def distribution_of(point: Any) -> tuple[str, str]:
+    """(name, version) of the distribution that brings an entry point, also when its metadata is broken."""
+    try:
+        return point.dist.name or "(no name)", point.dist.version or ""
+    except Exception:  # no dist, no METADATA file, no version in it, ...
+        folder = getattr(getattr(point, "dist", None), "_path", None)
+        return getattr(folder, "name", "(no distribution)"), ""
+
+
 def capture(point: Any, doing: str, error: BaseException) -> Failure:
     """The failure of the entry point ``point``."""
-    dist = getattr(point, "dist", None)
+    distribution, version = distribution_of(point)
     return Failure(
-        distribution=dist.name if dist else "(no distribution)",
-        version=dist.version if dist else "",
+        distribution=distribution,
+        version=version,
         entry_point=f"{point.name} = {point.value}",
         doing=doing,
         error=f"{type(error).__name__}: {error}",

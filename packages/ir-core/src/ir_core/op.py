@@ -277,7 +277,16 @@ class IrOp:
     # -- select --------------------------------------------------------------------------------------------
 
     def check_known(self, policy: Policy) -> None:
-        """Raise :class:`UnknownProviderError` if ``policy`` names a provider that this op does not have."""
+        """Raise if ``policy`` names a provider that this op does not have, or an op that does not exist.
+
+        Raises:
+            UnknownProviderError, UnknownOpError: the message names what exists.
+        """
+        from ir_core import discovery
+
+        if policy.disabled:  # native everywhere, whatever else is set
+            return
+        discovery.check_policy(policy)
         own = policy.for_op(self.name)
         for provider in (*own.named, *sorted(own.deny)):
             if provider not in self._impls and provider not in self.impls:
@@ -365,8 +374,11 @@ class IrOp:
 
     def unregister(self) -> None:
         """Undo :func:`ir_core.register_op`: the name is free again, and the torch op is gone."""
+        from ir_core import discovery
+
         OPS.pop(self.name, None)
         self._library.destroy()
+        discovery.detach(self.name)
 
 
 class _NoInputGenerator(IrError, RuntimeError):

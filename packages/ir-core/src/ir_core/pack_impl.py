@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from ir_core.errors import PackError
-from ir_core.failures import capture
+from ir_core.failures import capture, distribution_of
 from ir_core.impl import IrOpImpl, check_predicate, check_schema
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ class PackImpl(IrOpImpl):
         self._failure: PackError | None = None
         self._predicate_loaded = False
         self._lazy_predicate: Callable[..., Any] | None = None
-        dist = point.dist
+        distribution, version = distribution_of(point)
         self._describe(
             op,
             spec.provider,
@@ -58,8 +58,8 @@ class PackImpl(IrOpImpl):
             requires=spec.requires,
             opaque=spec.opaque,
             modules=spec.sources,
-            distribution=dist.name if dist else "",
-            distribution_version=dist.version if dist else "",
+            distribution=distribution,
+            distribution_version=version,
             origin=spec.impl,
         )
 

@@ -16,7 +16,7 @@ import torch
 
 from ir_core import env
 from ir_core.errors import EnvError, TargetError
-from ir_core.failures import Failure, capture, report
+from ir_core.failures import Failure, capture, distribution_of, report
 from ir_core.target import Capability, Target
 
 GROUP: Final = "ir_core.platforms"
@@ -148,7 +148,7 @@ def _discover() -> tuple[tuple[Target, ...], tuple[Failure, ...]]:
     _check_bound()
     failed: list[Failure] = []
     found: dict[str, Target] = {}
-    for point in sorted(entry_points(group=GROUP), key=lambda p: (p.dist.name if p.dist else "", p.name)):
+    for point in sorted(entry_points(group=GROUP), key=lambda p: (*distribution_of(p), p.name)):
         try:
             for data in _describe(point.load()):
                 target = Target.from_mapping(data)
