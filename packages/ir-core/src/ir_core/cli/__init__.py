@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command line: ``ir-core`` and ``python -m ir_core``.
+
+Data goes to stdout, talk (progress, notes, errors) to stderr; ``--json`` makes the data JSON. Nothing here imports
+torch before a command needs it, so that help and shell completion are quick.
+
+=========  ==================================================================================================
+exit code  meaning
+=========  ==================================================================================================
+0          done; what was asked for holds
+1          done; what was asked for does not hold (bits differ, a claim is refuted, nothing qualifies, a broken
+           pack under ``doctor --strict``)
+2          the command line is wrong
+3          an error that says what happened, why, and what to do next (:class:`ir_core.errors.IrError`)
+70         a bug of this project, with its traceback
+130        interrupted
+=========  ==================================================================================================
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from ir_core.cli.exits import BUG, ERROR, INTERRUPTED
+from ir_core.errors import IrError
+
+__all__ = ["main"]
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command line; exits the process.
+
+    Args:
+        argv: the arguments behind the program's name; by default the process's own.
+    """
+    from ir_core.cli import output
+    from ir_core.cli.app import app
+
+    words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        app(args=words, prog_name="ir-core")
+    except IrError as error:
+        output.show_error(error, as_json="--json" in words)
+        sys.exit(ERROR)
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
+    except Exception:
+        import traceback
+
+        traceback.print_exc()
+        print("This is a bug of ir-core, not of yours. Please report it with the lines above.", file=sys.stderr)
+        sys.exit(BUG)

@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Arguments of an op that stand for a call: fake tensors, which take no memory and need no device."""
+
+from __future__ import annotations
+
+import inspect
+from typing import TYPE_CHECKING, Any
+
+import torch
+import typer
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+if TYPE_CHECKING:
+    from ir_core.op import IrOp
+
+_SCALARS: dict[str, Any] = {"float": 1e-6, "int": 1, "bool": False, "str": ""}
+
+
+def fake_arguments(
+    op: IrOp,
+    shape: tuple[int, ...],
+    dtype: torch.dtype,
+    device: str,
+    *,
+    weight_dtype: torch.dtype | None = None,
+    given: dict[str, Any] | None = None,
+) -> tuple[Any, ...]:
+    """The complete argument list of a call of ``op``.
+
+    Activations have ``shape`` and ``dtype``. Other tensors and scalars are what the op's input generator makes for
+    rows of ``shape[-1]`` elements; without a generator a tensor has one dimension of that length.
+
+    Args:
+        given: values of single parameters; for a tensor only ``None``.
+    """
+    given = dict(given or {})
+    if unknown := sorted(set(given) - set(op.params)):
+        raise typer.BadParameter(f"{op.name} has no parameter {', '.join(unknown)}; it has {', '.join(op.params)}")
+    with FakeTensorMode(), torch.device(device):
+        example = _generated(op, shape[-1], dtype)
+        values: list[Any] = []
+        for name, parameter in op.signature.parameters.items():
+            tensor = name in op.tensor_params
+            if name in given:
+                if tensor and given[name] is not None:
+                    raise typer.BadParameter(f"{name} is a tensor; --arg can only make it none")
+                values.append(given[name])
+            elif name in op.activations:
+                values.append(torch.empty(shape, dtype=dtype))
+            elif tensor:
+                like = example.get(name)
+                size = tuple(like.shape) if isinstance(like, torch.Tensor) else shape[-1:]
+                values.append(torch.empty(size, dtype=weight_dtype or getattr(like, "dtype", dtype)))
+            elif name in example:
+                values.append(example[name])
+            elif parameter.default is not inspect.Parameter.empty:
+                values.append(parameter.default)
+            else:
+                kind = getattr(parameter.annotation, "__name__", str(parameter.annotation))
+                values.append(_SCALARS.get(kind))
+    return tuple(values)
+
+
+def _generated(op: IrOp, last: int, dtype: torch.dtype) -> dict[str, Any]:
+    """What the op's input generator makes, by parameter; empty if it makes nothing of fake tensors."""
+    if not op.has_input_generator:
+        return {}
+    try:
+        made = op.generate_inputs(num_tokens=2, hidden_size=last, dtype=dtype)
+        return dict(zip(op.params, op.bind(made, {}), strict=True))
+    except Exception:  # a generator may look at values, which fake tensors do not have
+        return {}
+
+
+def describe(op: IrOp, args: tuple[Any, ...]) -> dict[str, str]:
+    """The arguments in words, by parameter."""
+    return {
+        name: f"{str(arg.dtype).removeprefix('torch.')}[{'x'.join(map(str, arg.shape))}]"
+        if isinstance(arg, torch.Tensor)
+        else repr(arg)
+        for name, arg in zip(op.params, args, strict=True)
+    }

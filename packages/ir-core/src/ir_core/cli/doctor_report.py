@@ -1,0 +1,146 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What ``doctor`` reports, as plain data. It loads every pack, and the code of every implementation."""
+
+from __future__ import annotations
+
+import platform
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any, Final
+
+import torch
+
+from ir_core import discovery, env, platforms, policy
+from ir_core.cli import arguments
+from ir_core.errors import IrError
+from ir_core.failures import Failure
+from ir_core.selection import select
+
+if TYPE_CHECKING:
+    from ir_core.impl import IrOpImpl
+    from ir_core.op import IrOp
+
+SOFTWARE: Final = ("ir-core", "ir-platform", "ir-kernels-triton", "ir-vllm-adapter", "torch", "triton", "vllm")
+_SHAPE: Final = (4, 4096)
+_DTYPE: Final = torch.bfloat16
+
+
+def collect(device: str) -> dict[str, Any]:
+    """Everything; ``broken`` is filled last, since looking at the ops finds broken implementations."""
+    selected = {name: _selected(name, device) for name in discovery.op_names()}
+    return {
+        "versions": {"Python": f"{platform.python_version()} ({sys.executable})"}
+        | {name: _version(name) for name in SOFTWARE},
+        "devices": [{**t.to_dict(), "describe": t.describe()} for t in platforms.targets()],
+        "packs": [
+            {
+                "distribution": pack.distribution,
+                "version": pack.version,
+                "name": pack.data.name,
+                "ops": sorted(pack.data.ops),
+                "implementations": [f"{spec.op}/{spec.provider}" for spec in pack.data.implementations],
+            }
+            for pack in discovery.packs()
+        ],
+        "skipped": list(discovery.skipped()),
+        "environment": env.snapshot(),
+        "certificates": certificates(),
+        "device": device,
+        "example": f"{str(_DTYPE).removeprefix('torch.')} {'x'.join(map(str, _SHAPE))}",
+        "selected": selected,
+        "broken": [failure.to_dict() for failure in broken()],
+    }
+
+
+def broken() -> list[Failure]:
+    """Every failure of packs and platform providers, in the order in which it was met."""
+    return [*platforms.failures(), *discovery.failures(), *_orphans(), *_predicates()]
+
+
+def _orphans() -> list[Failure]:
+    """Implementations of ops that nobody offers."""
+    known = set(discovery.op_names())
+    return [
+        _finding(pack, f"offer {spec.op}/{spec.provider}", f"UnknownOpError: there is no op '{spec.op}'")
+        for pack in discovery.packs()
+        for spec in pack.data.implementations
+        if spec.op not in known
+    ]
+
+
+def _finding(pack: discovery.Pack, doing: str, error: str) -> Failure:
+    return Failure(
+        pack.distribution, pack.version, f"{pack.point.name} = {pack.point.value}", doing, error
+    )
+
+
+def _predicates() -> list[Failure]:
+    """Implementations whose predicate fails when it is asked."""
+    found = []
+    for pack in discovery.packs():
+        for spec in pack.data.implementations:
+            if (reason := _refused.get((spec.op, spec.provider))) is not None:
+                found.append(_finding(pack, f"ask {spec.op}/{spec.provider} what it supports", reason))
+    return found
+
+
+_refused: dict[tuple[str, str], str] = {}
+
+
+def _selected(name: str, device: str) -> dict[str, Any]:
+    """What would run for an op in both modes; failures to say so are said."""
+    try:
+        op = discovery.get_op(name)
+        args = arguments.fake_arguments(op, _SHAPE, _DTYPE, device)
+    except Exception as error:  # code of a pack: anything can happen
+        said = {"provider": None, "text": f"{type(error).__name__}: {error}"}
+        return {"any": said, "batch_invariant": said}
+    for impl in op.impls.values():
+        _try(impl, args)
+    return {
+        "any": _one(op, device, args, batch_invariant=False),
+        "batch_invariant": _one(op, device, args, batch_invariant=True),
+    }
+
+
+def _try(impl: IrOpImpl, args: tuple[Any, ...]) -> None:
+    """Load an implementation and ask its predicate, so that what is broken shows."""
+    try:
+        impl.load()
+        impl.refusal(args, [])
+    except IrError as error:
+        if not isinstance(error, RuntimeError) or type(error).__name__ == "PredicateError":
+            _refused[impl.op.name, impl.provider] = f"{type(error).__name__}: {error}"
+
+
+def _one(op: IrOp, device: str, args: tuple[Any, ...], *, batch_invariant: bool) -> dict[str, Any]:
+    from ir_core.verification.evidence import evidence_for
+
+    with policy.scope(batch_invariant=batch_invariant) as requirement:
+        target = platforms.target_of(torch.device(device))
+        try:
+            chosen = select(op, requirement, target, args, evidence=evidence_for, full=False).chosen
+        except IrError as error:
+            return {"provider": None, "text": f"error: {error.what}"}
+    if chosen is None:
+        return {"provider": None, "text": "nothing qualifies"}
+    return {
+        "provider": chosen.provider,
+        "distribution": chosen.distribution,
+        "version": chosen.version,
+        "text": f"{chosen.provider} ({chosen.distribution} {chosen.version})",
+    }
+
+
+def _version(name: str) -> str:
+    if name == "torch":
+        return torch.__version__
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def certificates() -> list[dict[str, str]]:
+    """The certificates of this machine."""
+    return []

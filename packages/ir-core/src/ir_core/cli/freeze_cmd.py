@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``ir-core freeze``: write what runs now into a lock file, which IR_LOCK then enforces."""
+
+from __future__ import annotations
+
+import json as json_module
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ir_core.cli import options, output
+from ir_core.cli.exits import FINDING
+
+
+def selected(shape: str, dtype: str, device: str | None, batch_invariant: bool | None) -> dict[str, Any]:
+    """The content of a lock file: what would run now for every op.
+
+    Raises:
+        SelectionError: for some op nothing qualifies.
+    """
+    import torch
+
+    from ir_core import discovery, locking, platforms, policy
+    from ir_core.cli import arguments
+    from ir_core.selection import select
+    from ir_core.verification.evidence import evidence_for
+
+    where = options.parse_device(device)
+    target = platforms.target_of(torch.device(where))
+    changes = {} if batch_invariant is None else {"batch_invariant": batch_invariant}
+    ops = {}
+    with policy.scope(**changes) as requirement, output.progress(len(discovery.op_names())) as advance:
+        for name in discovery.op_names():
+            advance(name)
+            op = discovery.get_op(name)
+            args = arguments.fake_arguments(op, options.parse_shape(shape), options.parse_dtype(dtype), where)
+            provider = select(op, requirement, target, args, evidence=evidence_for, full=False).provider
+            ops[name] = locking.describe(op.impls[provider])
+    return {"format": locking.LOCK_FORMAT, "ops": ops}
+
+
+def freeze(
+    write: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="Write the lock file here and list it.", metavar="FILE", dir_okay=False),
+    ] = None,
+    check: Annotated[
+        Path | None,
+        typer.Option(help="Compare with this lock file and write nothing.", metavar="FILE", exists=True),
+    ] = None,
+    shape: options.Shape = "4x4096",
+    dtype: options.Dtype = "bfloat16",
+    device: options.Device = None,
+    batch_invariant: options.BatchInvariant = None,
+    json: options.Json = False,
+) -> None:
+    """Write what runs now (op, provider, distribution, version, digest) as a lock file for IR_LOCK.
+
+    Without --output the lock file goes to stdout. With --check, exits with 1 when something differs.
+    """
+    lock = selected(shape, dtype, device, batch_invariant)
+    if check is not None:
+        differences = compare(json_module.loads(check.read_text("utf-8")), lock)
+        if json:
+            output.print_json({"differences": differences})
+        else:
+            for line in differences or [f"Nothing differs from {check}."]:
+                output.out().print(line, markup=False)
+        raise typer.Exit(FINDING if differences else 0)
+    if write is not None:
+        write.write_text(json_module.dumps(lock, indent=2) + "\n", "utf-8")
+        output.note(f"Wrote {write}; IR_LOCK={write} enforces it.")
+    if json or write is None:
+        output.print_json(lock)
+        return
+    rows = [
+        (name, e["provider"], f"{e['distribution']} {e['version']}", e["digest"][:16])
+        for name, e in lock["ops"].items()
+    ]
+    output.out().print(output.table("op", "provider", "distribution", "digest", rows=rows))
+
+
+def compare(locked: dict[str, Any], here: dict[str, Any]) -> list[str]:
+    """What differs between two lock files, a line each."""
+    ops: dict[str, dict[str, str]] = locked.get("ops", {})
+    lines = [
+        f"{name}: {key}: locked {ops[name].get(key)!r}, here {value!r}"
+        for name, entry in here["ops"].items()
+        if name in ops
+        for key, value in entry.items()
+        if ops[name].get(key) != value
+    ]
+    lines += [f"{name}: not in the lock file" for name in here["ops"] if name not in ops]
+    lines += [f"{name}: in the lock file, and there is no such op here" for name in ops if name not in here["ops"]]
+    return lines

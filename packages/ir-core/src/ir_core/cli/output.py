@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where things are printed: data on stdout, talk on stderr, colours and progress only on a terminal."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from typing import IO, TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+    from ir_core.errors import IrError
+
+PIPE_WIDTH: Final = 160
+"""Columns of a table that goes to a pipe or a file, where there is no terminal to ask; COLUMNS overrides it."""
+
+
+def _console(stream: IO[str]) -> Console:
+    from rich.console import Console
+
+    width = None if stream.isatty() or os.environ.get("COLUMNS") else PIPE_WIDTH
+    return Console(file=stream, width=width, highlight=False, soft_wrap=False)
+
+
+def out() -> Console:
+    """The console for data."""
+    return _console(sys.stdout)
+
+
+def talk() -> Console:
+    """The console for everything that is not data."""
+    return _console(sys.stderr)
+
+
+def print_json(data: Any) -> None:
+    """Print data as JSON on stdout."""
+    sys.stdout.write(json.dumps(data, indent=2) + "\n")
+
+
+def note(text: str) -> None:
+    """Say something on stderr."""
+    talk().print(text, style="dim", markup=False)
+
+
+def show_error(error: IrError, *, as_json: bool) -> None:
+    """Print what happened, why, and what to do next, on stderr; with ``as_json`` also as data on stdout."""
+    console = talk()
+    console.print(f"error: {error.what}", style="bold red", markup=False)
+    for part in (error.why, error.fix):
+        if part:
+            console.print(part, markup=False)
+    if as_json:
+        kind = type(error).__name__
+        print_json({"error": {"type": kind, "what": error.what, "why": error.why, "fix": error.fix}})
+
+
+def table(*columns: str, title: str = "", rows: Iterable[Iterable[object]] = ()) -> Table:
+    """A table; the last column takes what width is left. Cells are shown as they are, without markup."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    made = Table(box=box.SIMPLE_HEAD, title=title or None, title_justify="left", pad_edge=False)
+    for column in columns:
+        made.add_column(column, overflow="fold")
+    for row in rows:
+        made.add_row(*(cell if isinstance(cell, Text) else Text(str(cell)) for cell in row))
+    return made
+
+
+def styled(text: str, style: str) -> Any:
+    """A cell with a style, which shows on a terminal only."""
+    from rich.text import Text
+
+    return Text(text, style=style)
+
+
+def yes_no(value: bool) -> Any:
+    """A cell that says yes or no."""
+    return styled("yes", "green") if value else styled("no", "red")
+
+
+@contextlib.contextmanager
+def progress(total: int | None, doing: str = "") -> Iterator[Callable[..., None]]:
+    """A progress bar on stderr while the block runs, if stderr is a terminal.
+
+    Yields:
+        ``advance(doing="", steps=1)``: name what comes next and move the bar on.
+    """
+    if not sys.stderr.isatty():
+        yield lambda doing="", steps=1: None
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=talk(), transient=True) as bar:
+        task = bar.add_task(doing, total=total)
+
+        def advance(doing: str = "", steps: int = 1) -> None:
+            bar.update(task, advance=steps, **({"description": doing} if doing else {}))
+
+        yield advance
