@@ -20,6 +20,7 @@ takes up its old definitions; with another schema, its torch op is called ``<op>
 
 from __future__ import annotations
 
+import ctypes
 import itertools
 from typing import TYPE_CHECKING, Any, Final
 
@@ -39,7 +40,7 @@ INPLACE: Final = "__inplace"
 _OVERLOADS: Final = ("default", "maybe_inplace", "donating")
 
 _schemas: dict[str, str] = {}  # every definition that torch was ever given, by "<op>.<overload>"
-_definitions: list[Library] = []  # the library that owns them
+_definitions: list[Any] = []  # the library that owns them
 _owners: dict[str, IrOp] = {}  # torch names in use
 
 
@@ -95,10 +96,7 @@ class OpLibrary:
         kernel = codegen.build("kernel", "", op.signature, body, {"op": op})
         library.impl(qualified, kernel, "CompositeExplicitAutograd")
         torch.library.register_fake(f"{NAMESPACE}::{qualified}", self._fake, lib=library)
-        packet = _packet(self.name)
-        found: OpOverload[..., Any] = getattr(packet, overload)
-        if found._schema.overload_name not in packet._overload_names:  # it was listed when it was first looked up
-            packet._overload_names.append(found._schema.overload_name)
+        found: OpOverload[..., Any] = getattr(_packet(self.name), overload)
         if overload == "default":
             op.tensor_params = {a.name: str(a.type) for a in found._schema.arguments if "Tensor" in str(a.type)}
         library.impl(qualified, autograd.kernel(op, found, inner), "Autograd", with_keyset=True)
@@ -109,9 +107,9 @@ class OpLibrary:
         qualified = self.name if overload == "default" else f"{self.name}.{overload}"
         if qualified not in _schemas:
             if not _definitions:
-                _definitions.append(Library(NAMESPACE, "FRAGMENT"))
+                _definitions.append(_immortal_library())
             try:
-                _definitions[0].define(qualified + schema)
+                _definitions[0].define(qualified + schema, "")
             except RuntimeError as error:
                 raise InvalidNameError(
                     f"torch cannot define ir_core::{qualified}.",
@@ -119,6 +117,7 @@ class OpLibrary:
                     fix="Choose another name.",
                 ) from error
             _schemas[qualified] = schema
+            torch._ops._refresh_packet(_packet(self.name))  # it may have been looked up with fewer overloads
         return qualified
 
     def _fake(self, *args: Any, **kwargs: Any) -> Any:
@@ -169,6 +168,13 @@ class OpLibrary:
 def _packet(name: str) -> OpOverloadPacket[..., Any]:
     packet: OpOverloadPacket[..., Any] = getattr(getattr(torch.ops, NAMESPACE), name)
     return packet
+
+
+def _immortal_library() -> Any:
+    """The library of all definitions. It is never taken down, at the end of the process neither."""
+    library = torch._C._dispatch_library("FRAGMENT", NAMESPACE, "")  # torch.library.Library has a finalizer
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(library))
+    return library
 
 
 def _free_name(name: str, schema: str, inplace_schema: str) -> str:
