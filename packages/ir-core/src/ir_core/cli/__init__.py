@@ -49,5 +49,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         import traceback
 
         traceback.print_exc()
-        print("This is a bug of ir-core, not of yours. Please report it with the lines above.", file=sys.stderr)
+        print(
+            "This is a bug of ir-core, not of yours. Please report it with the lines above.", file=sys.stderr
+        )
         sys.exit(BUG)

@@ -31,7 +31,8 @@ def _version(show: bool) -> None:
 @app.callback()
 def _root(
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version of ir-core.")
+        bool,
+        typer.Option("--version", callback=_version, is_eager=True, help="Print the version of ir-core."),
     ] = False,
 ) -> None:
     pass

@@ -35,7 +35,9 @@ def fake_arguments(
     """
     given = dict(given or {})
     if unknown := sorted(set(given) - set(op.params)):
-        raise typer.BadParameter(f"{op.name} has no parameter {', '.join(unknown)}; it has {', '.join(op.params)}")
+        raise typer.BadParameter(
+            f"{op.name} has no parameter {', '.join(unknown)}; it has {', '.join(op.params)}"
+        )
     with FakeTensorMode(), torch.device(device):
         example = _generated(op, shape[-1], dtype)
         values: list[Any] = []

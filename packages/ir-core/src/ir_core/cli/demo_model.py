@@ -107,6 +107,7 @@ class Decoder(nn.Module):
             self.embedding = nn.Embedding(VOCABULARY, HIDDEN)
             self.layers = nn.ModuleList(Layer(index) for index in range(layers))
             self.final_norm = Norm(HIDDEN, "final_norm")
+            nn.init.normal_(self.embedding.weight, std=0.02)  # logits of about one
         self.to(dtype)
         self.requires_grad_(False)
 

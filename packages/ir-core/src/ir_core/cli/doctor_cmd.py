@@ -64,8 +64,12 @@ def show(report: dict[str, Any]) -> None:
             console.print(f"    {line}", style="dim", markup=False)
     settings = report["environment"].items() or [("(none of the project's variables is set)", "")]
     console.print(output.table("variable", "value", rows=settings))
-    certificates = [(c["file"], c.get("verdict", "")) for c in report["certificates"]]
-    console.print(output.table("certificate", "verdict", rows=certificates or [("(none)", "")]))
+    certificates = [tuple(c.values()) for c in report["certificates"]] or [
+        ("(none; make one: ir-core verify)",)
+    ]
+    console.print(output.table("certificate of", "version", "verdict", "made", "found", rows=certificates))
     rows = [(op, s["any"]["text"], s["batch_invariant"]["text"]) for op, s in report["selected"].items()]
-    title = f"What a call with {report['example']} would run on {report['device']} (reasons: ir-core explain OP)"
+    title = (
+        f"What a call with {report['example']} would run on {report['device']} (reasons: ir-core explain OP)"
+    )
     console.print(output.table("op", "any", "batch-invariant", title=title, rows=rows))

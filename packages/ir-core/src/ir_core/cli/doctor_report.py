@@ -6,13 +6,13 @@ from __future__ import annotations
 import platform
 import sys
 from importlib.metadata import PackageNotFoundError, version
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import torch
 
 from ir_core import discovery, env, platforms, policy
 from ir_core.cli import arguments
-from ir_core.errors import IrError
+from ir_core.errors import IrError, PackError, PredicateError
 from ir_core.failures import Failure
 from ir_core.selection import select
 
@@ -20,14 +20,26 @@ if TYPE_CHECKING:
     from ir_core.impl import IrOpImpl
     from ir_core.op import IrOp
 
-SOFTWARE: Final = ("ir-core", "ir-platform", "ir-kernels-triton", "ir-vllm-adapter", "torch", "triton", "vllm")
+SOFTWARE: Final = (
+    "ir-core",
+    "ir-platform",
+    "ir-kernels-triton",
+    "ir-vllm-adapter",
+    "torch",
+    "triton",
+    "vllm",
+)
 _SHAPE: Final = (4, 4096)
 _DTYPE: Final = torch.bfloat16
+
+Refused: TypeAlias = dict[tuple[str, str], str]
+"""By op and provider: what its predicate raised."""
 
 
 def collect(device: str) -> dict[str, Any]:
     """Everything; ``broken`` is filled last, since looking at the ops finds broken implementations."""
-    selected = {name: _selected(name, device) for name in discovery.op_names()}
+    refused: Refused = {}
+    selected = {name: _selected(name, device, refused) for name in discovery.op_names()}
     return {
         "versions": {"Python": f"{platform.python_version()} ({sys.executable})"}
         | {name: _version(name) for name in SOFTWARE},
@@ -48,13 +60,13 @@ def collect(device: str) -> dict[str, Any]:
         "device": device,
         "example": f"{str(_DTYPE).removeprefix('torch.')} {'x'.join(map(str, _SHAPE))}",
         "selected": selected,
-        "broken": [failure.to_dict() for failure in broken()],
+        "broken": [failure.to_dict() for failure in broken(refused)],
     }
 
 
-def broken() -> list[Failure]:
-    """Every failure of packs and platform providers, in the order in which it was met."""
-    return [*platforms.failures(), *discovery.failures(), *_orphans(), *_predicates()]
+def broken(refused: Refused) -> list[Failure]:
+    """Every failure of platform providers and packs, in the order in which it was met."""
+    return [*platforms.failures(), *discovery.failures(), *_orphans(), *_predicates(refused)]
 
 
 def _orphans() -> list[Failure]:
@@ -69,25 +81,20 @@ def _orphans() -> list[Failure]:
 
 
 def _finding(pack: discovery.Pack, doing: str, error: str) -> Failure:
-    return Failure(
-        pack.distribution, pack.version, f"{pack.point.name} = {pack.point.value}", doing, error
-    )
+    return Failure(pack.distribution, pack.version, f"{pack.point.name} = {pack.point.value}", doing, error)
 
 
-def _predicates() -> list[Failure]:
+def _predicates(refused: Refused) -> list[Failure]:
     """Implementations whose predicate fails when it is asked."""
-    found = []
-    for pack in discovery.packs():
-        for spec in pack.data.implementations:
-            if (reason := _refused.get((spec.op, spec.provider))) is not None:
-                found.append(_finding(pack, f"ask {spec.op}/{spec.provider} what it supports", reason))
-    return found
+    return [
+        _finding(pack, f"ask {spec.op}/{spec.provider} what it supports", refused[spec.op, spec.provider])
+        for pack in discovery.packs()
+        for spec in pack.data.implementations
+        if (spec.op, spec.provider) in refused
+    ]
 
 
-_refused: dict[tuple[str, str], str] = {}
-
-
-def _selected(name: str, device: str) -> dict[str, Any]:
+def _selected(name: str, device: str, refused: Refused) -> dict[str, Any]:
     """What would run for an op in both modes; failures to say so are said."""
     try:
         op = discovery.get_op(name)
@@ -96,21 +103,22 @@ def _selected(name: str, device: str) -> dict[str, Any]:
         said = {"provider": None, "text": f"{type(error).__name__}: {error}"}
         return {"any": said, "batch_invariant": said}
     for impl in op.impls.values():
-        _try(impl, args)
+        _try(impl, args, refused)
     return {
         "any": _one(op, device, args, batch_invariant=False),
         "batch_invariant": _one(op, device, args, batch_invariant=True),
     }
 
 
-def _try(impl: IrOpImpl, args: tuple[Any, ...]) -> None:
+def _try(impl: IrOpImpl, args: tuple[Any, ...], refused: Refused) -> None:
     """Load an implementation and ask its predicate, so that what is broken shows."""
     try:
         impl.load()
         impl.refusal(args, [])
-    except IrError as error:
-        if not isinstance(error, RuntimeError) or type(error).__name__ == "PredicateError":
-            _refused[impl.op.name, impl.provider] = f"{type(error).__name__}: {error}"
+    except PredicateError as error:
+        refused[impl.op.name, impl.provider] = f"{type(error).__name__}: {error}"
+    except PackError:
+        pass  # discovery keeps it, with its traceback
 
 
 def _one(op: IrOp, device: str, args: tuple[Any, ...], *, batch_invariant: bool) -> dict[str, Any]:
@@ -142,5 +150,16 @@ def _version(name: str) -> str:
 
 
 def certificates() -> list[dict[str, str]]:
-    """The certificates of this machine."""
-    return []
+    """The certificates that can be read here, whatever device and version they are of."""
+    from ir_core.verification import store
+
+    return [
+        {
+            "implementation": found.label,
+            "version": f"{found.distribution} {found.version}",
+            "verdict": found.verdict,
+            "created": found.created,
+            "summary": found.summary(),
+        }
+        for found in store.load_all()
+    ]

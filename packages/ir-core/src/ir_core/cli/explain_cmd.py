@@ -57,6 +57,8 @@ def explain(
     with policy.scope(asked, **changes) as requirement:
         target = platforms.target_of(torch.device(where))
         selection = select(found, requirement, target, args, evidence=evidence_for)
+    if target not in platforms.targets():
+        output.note(f"{where} is not here; IR_TARGET=sm90, for example, says what it would be.")
     described = arguments.describe(found, args)
     if json:
         output.print_json({**selection.to_dict(), "arguments": described})

@@ -43,7 +43,9 @@ def selected(shape: str, dtype: str, device: str | None, batch_invariant: bool |
 def freeze(
     write: Annotated[
         Path | None,
-        typer.Option("--output", "-o", help="Write the lock file here and list it.", metavar="FILE", dir_okay=False),
+        typer.Option(
+            "--output", "-o", help="Write the lock file here and list it.", metavar="FILE", dir_okay=False
+        ),
     ] = None,
     check: Annotated[
         Path | None,
@@ -92,5 +94,7 @@ def compare(locked: dict[str, Any], here: dict[str, Any]) -> list[str]:
         if ops[name].get(key) != value
     ]
     lines += [f"{name}: not in the lock file" for name in here["ops"] if name not in ops]
-    lines += [f"{name}: in the lock file, and there is no such op here" for name in ops if name not in here["ops"]]
+    lines += [
+        f"{name}: in the lock file, and there is no such op here" for name in ops if name not in here["ops"]
+    ]
     return lines

@@ -17,7 +17,7 @@ def describe(impl: IrOpImpl) -> dict[str, Any]:
     """One implementation as plain data; none of its code is imported."""
     from ir_core import platforms
 
-    verdicts = {t.device: impl.requires.check(t) if impl.requires else True for t in platforms.targets()}
+    verdicts = {t.device: impl.requires.check(t) for t in platforms.targets()}
     return {
         "provider": impl.provider,
         "distribution": impl.distribution,
@@ -25,7 +25,7 @@ def describe(impl: IrOpImpl) -> dict[str, Any]:
         "batch_invariant": impl.batch_invariant,
         "inplace": impl.inplace,
         "opaque": impl.opaque,
-        "requires": None if impl.requires is None else str(impl.requires),
+        "requires": str(impl.requires),
         "runs_here": impl.supported,
         "devices": {device: True if verdict else str(verdict) for device, verdict in verdicts.items()},
         "origin": impl.origin,
@@ -42,7 +42,7 @@ def list_(
     from ir_core import discovery
     from ir_core.errors import PackError
 
-    ops = []
+    ops: list[dict[str, Any]] = []
     for name in [op] if op else discovery.op_names():
         try:
             found = discovery.get_op(name)
@@ -65,16 +65,16 @@ def list_(
     columns = ("op", "provider", "distribution", "batch-invariant", "in place", "runs here", "needs")
     rows = [
         (
-            entry["op"] if first else "",
+            entry["op"] if number == 0 else "",
             impl["provider"],
             f"{impl['distribution']} {impl['version']}".strip(),
             output.yes_no(impl["batch_invariant"]),
             "yes" if impl["inplace"] else "no",
             output.yes_no(impl["runs_here"]),
-            impl["requires"] or "",
+            impl["requires"],
         )
         for entry in ops
-        for first, impl in zip([True] + [False] * 99, entry["implementations"], strict=False)
+        for number, impl in enumerate(entry["implementations"])
     ]
     output.out().print(output.table(*columns, rows=rows))
     output.note("batch-invariant is what the author declares; `ir-core verify OP` tries to refute it.")

@@ -15,7 +15,13 @@ CORE_OPS: Final = ("fused_add_rms_norm", "gelu_and_mul_sparse", "rms_norm")
 """The core's own ops, for completion without importing them; a test compares it with the registry."""
 
 DTYPES: Final = ("bfloat16", "float16", "float32")
-_SHORT: Final = {"bf16": "bfloat16", "fp16": "float16", "half": "float16", "fp32": "float32", "f32": "float32"}
+_SHORT: Final = {
+    "bf16": "bfloat16",
+    "fp16": "float16",
+    "half": "float16",
+    "fp32": "float32",
+    "f32": "float32",
+}
 
 
 def complete_op(incomplete: str) -> list[str]:
@@ -65,7 +71,7 @@ def parse_device(name: str | None) -> str:
         device = torch.device(name)
     except RuntimeError:
         raise typer.BadParameter(f"{name!r} is no device; for example cpu or cuda:0") from None
-    return str(device) if device.type == "cpu" or device.index is not None else f"{device}:0"
+    return name if device.type == "cpu" or ":" in name else f"{name}:0"
 
 
 def parse_assignments(texts: list[str] | None) -> dict[str, Any]:
@@ -87,10 +93,14 @@ def parse_assignments(texts: list[str] | None) -> dict[str, Any]:
 Json = Annotated[bool, typer.Option("--json", help="Print the data as JSON.")]
 OpName = Annotated[str, typer.Argument(help="Name of the op.", autocompletion=complete_op, metavar="OP")]
 Shape = Annotated[str, typer.Option(help="Shape of the activations.", metavar="4x4096")]
-Dtype = Annotated[str, typer.Option(help="Dtype of the activations.", autocompletion=complete_dtype, metavar="DTYPE")]
+Dtype = Annotated[
+    str, typer.Option(help="Dtype of the activations.", autocompletion=complete_dtype, metavar="DTYPE")
+]
 WeightDtype = Annotated[
     str | None,
-    typer.Option(help="Dtype of the other tensors, if it is another.", autocompletion=complete_dtype, metavar="DTYPE"),
+    typer.Option(
+        help="Dtype of the other tensors, if it is another.", autocompletion=complete_dtype, metavar="DTYPE"
+    ),
 ]
 Device = Annotated[
     str | None, typer.Option(help="Device of the call; by default the first one found.", metavar="DEVICE")

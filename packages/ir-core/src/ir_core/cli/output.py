@@ -102,6 +102,6 @@ def progress(total: int | None, doing: str = "") -> Iterator[Callable[..., None]
         task = bar.add_task(doing, total=total)
 
         def advance(doing: str = "", steps: int = 1) -> None:
-            bar.update(task, advance=steps, **({"description": doing} if doing else {}))
+            bar.update(task, advance=steps, description=doing or None)
 
         yield advance
