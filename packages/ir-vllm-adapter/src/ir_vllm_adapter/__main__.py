@@ -14,7 +14,9 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command; the exit status is 0, or 1 where the adapter does nothing here."""
     parser = argparse.ArgumentParser(prog="python -m ir_vllm_adapter", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    status_parser = commands.add_parser("status", help="what runs, through which seam, and what is not batch-invariant")
+    status_parser = commands.add_parser(
+        "status", help="what runs, through which seam, and what is not batch-invariant"
+    )
     status_parser.add_argument("--json", action="store_true", help="print the same facts as JSON")
     options = parser.parse_args(argv)
 

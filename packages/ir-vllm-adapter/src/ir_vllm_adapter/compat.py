@@ -89,11 +89,15 @@ def host() -> Host:
         return Host("", "absent", "vLLM is not installed: ir-vllm-adapter has nothing to do.", None)
     except ValueError:
         newest = TABLE[-2]
-        return Host(text, "untested", f"vLLM {text!r} is no version that can be compared; treated as new.", newest)
+        return Host(
+            text, "untested", f"vLLM {text!r} is no version that can be compared; treated as new.", newest
+        )
     if parsed < OLDEST:
         oldest = ".".join(map(str, OLDEST))
         return Host(
-            text, "too old", f"vLLM {text} is older than {oldest}: ir-vllm-adapter needs {oldest} and does nothing.",
+            text,
+            "too old",
+            f"vLLM {text} is older than {oldest}: ir-vllm-adapter needs {oldest} and does nothing.",
             None,
         )
     behaviour = [row for row in TABLE if row.since <= parsed][-1]

@@ -24,7 +24,7 @@ REPLACES_NORM: Final = {
 """Fields of vLLM's PassConfig, of all supported versions, and what each does to a norm."""
 
 OFF: Final[dict[str, str]] = {}
-"""What was switched off in this process, with the reason."""
+"""What was switched off in this process, or kept from being switched on by a default, with the reason."""
 
 
 def requirement() -> bool:
@@ -57,4 +57,4 @@ def settle(pass_config: Any, *, chosen_by: str = "the configuration") -> None:
     for name in REPLACES_NORM:
         if getattr(pass_config, name, False) is not False:
             setattr(pass_config, name, False)
-            OFF.setdefault(name, f"{REPLACES_NORM[name]} (nobody asked for it; vLLM's default was not looked up)")
+            OFF.setdefault(name, REPLACES_NORM[name])

@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Torch ops of the namespace ``ir_vllm``: what a compiled graph of vLLM calls. Opaque and counted.
 
-==================================  =====================================================================
-``<op>.default``                    ir-core selects at the call; for graphs where vLLM has no IR op
-``<op>.<provider>``                 one implementation: what vLLM's lowering pass puts in place of its IR op
-``<op>.<provider>__inplace``        an in-place implementation, writing into its activations; returns nothing
-==================================  =====================================================================
+=============================  ==========================================================================
+``<op>``                       ir-core selects at the call; for graphs where vLLM has no IR op
+``<op>__<provider>``           one implementation: what vLLM's lowering pass puts in place of its IR op
+``<op>__<provider>__inplace``  an in-place implementation, writing into its activations; returns nothing
+=============================  ==========================================================================
 
 A graph never looks inside, so that its bits are those of the eager call. There is no autograd kernel: vLLM runs
-without gradients, and an inference graph should not pay for one.
+without gradients, and an inference graph should not pay for one. They are ops and not overloads of one op: torch 2.13
+ends the process with an abort when it takes two overloads with equal arguments out of its tables at exit.
 """
 
 from __future__ import annotations
@@ -25,21 +26,20 @@ if TYPE_CHECKING:
 NAMESPACE: Final = "ir_vllm"
 INPLACE: Final = "__inplace"
 
-_libraries: dict[str, Any] = {}
+_defined: dict[str, Any] = {}
 
 
 def _define(name: str, schema: str, kernel: Callable[..., Any], fake: Callable[..., Any]) -> Any:
-    """The overload ``ir_vllm::<name>``; the existing one when it was defined before."""
+    """The torch op ``ir_vllm::<name>``; the existing one when it was defined before."""
     import torch
 
-    base, _, overload = name.partition(".")
-    if name not in _libraries:
-        library = torch.library.Library(NAMESPACE, "FRAGMENT")
+    if name not in _defined:
+        library: Any = torch.library.Library(NAMESPACE, "FRAGMENT")  # type: ignore[no-untyped-call]
         library.define(name + schema)
         library.impl(name, kernel, "CompositeExplicitAutograd")
         torch.library.register_fake(f"{NAMESPACE}::{name}", fake, lib=library)
-        _libraries[name] = library
-    return getattr(getattr(getattr(torch.ops, NAMESPACE), base), overload or "default")
+        _defined[name] = library
+    return getattr(getattr(torch.ops, NAMESPACE), name).default
 
 
 def _meaning(op: IrOp) -> Callable[..., Any]:
@@ -59,18 +59,18 @@ def selecting(op: IrOp) -> Any:
 
 
 def functional(op: IrOp, impl: IrOpImpl) -> Any:
-    """``ir_vllm::<op>.<provider>``: counts, then calls that implementation with functional semantics."""
+    """``ir_vllm::<op>__<provider>``: counts, then calls that implementation with functional semantics."""
     key = f"graph:{op.name}/{impl.provider}"
 
     def kernel(*args: Any) -> Any:
         CALLS[key] += 1
         return impl.func_impl_fn(*args)
 
-    return _define(f"{op.name}.{impl.provider}", op.schema, kernel, _meaning(op))
+    return _define(f"{op.name}__{impl.provider}", op.schema, kernel, _meaning(op))
 
 
 def inplace(op: IrOp, impl: IrOpImpl) -> Any:
-    """``ir_vllm::<op>.<provider>__inplace``: the results are left in the activations."""
+    """``ir_vllm::<op>__<provider>__inplace``: the results are left in the activations."""
     from torch.library import infer_schema
 
     key = f"graph:{op.name}/{impl.provider}"
@@ -88,4 +88,4 @@ def inplace(op: IrOp, impl: IrOpImpl) -> Any:
 
     schema = infer_schema(_meaning(op), mutates_args=list(op.activations))
     arguments = schema.rpartition("->")[0]
-    return _define(f"{op.name}.{impl.provider}{INPLACE}", arguments + "-> ()", kernel, nothing)
+    return _define(f"{op.name}__{impl.provider}{INPLACE}", arguments + "-> ()", kernel, nothing)

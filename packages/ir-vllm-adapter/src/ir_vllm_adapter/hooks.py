@@ -76,7 +76,10 @@ def _imported(name: str) -> Any:
 
 
 def _import(name: str) -> None:
-    log.guarded(f"import {name}", lambda: importlib.import_module(name) and None)
+    def action() -> None:
+        importlib.import_module(name)
+
+    log.guarded(f"import {name}", action)
 
 
 def _settling(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -85,10 +88,14 @@ def _settling(original: Callable[..., Any]) -> Callable[..., Any]:
     def set_platform_defaults(self: Any, vllm_config: Any) -> Any:
         log.guarded("attach to vLLM", attach_all)
         lists = getattr(self, "ir_op_priority", None)
-        named = {} if lists is None else {n: list(getattr(lists, n) or ()) for n in ir_seam._list_names(lists)}
+        named = (
+            {} if lists is None else {n: list(getattr(lists, n) or ()) for n in ir_seam._list_names(lists)}
+        )
         result = original(self, vllm_config)
         if lists is not None and compat.ir_present():
-            log.guarded("order vLLM's IR priorities", lambda: ir_seam.settle_lists(self.ir_op_priority, named))
+            log.guarded(
+                "order vLLM's IR priorities", lambda: ir_seam.settle_lists(self.ir_op_priority, named)
+            )
         pass_config = vllm_config.compilation_config.pass_config
         log.guarded("switch fusions off", lambda: fusion.settle(pass_config))
         return result

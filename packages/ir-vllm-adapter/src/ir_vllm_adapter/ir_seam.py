@@ -36,6 +36,7 @@ OURS: Final[dict[str, dict[str, str]]] = {}
 _fallbacks = contextlib.ExitStack()  # keeps the default order of ops on 0.20, where only a scope can set one
 
 _prepared = False
+_guarded: dict[tuple[str, tuple[str, ...], Any], list[str]] = {}
 
 
 def shared_ops() -> dict[str, tuple[Any, IrOp]]:
@@ -156,7 +157,12 @@ def provider_uuid(impl: IrOpImpl) -> str:
     from ir_core.verification.evidence import evidence_for
 
     found = evidence_for(impl, target_here())
-    parts = (impl.uuid(), __version__, _own_digest(), "" if found is None else f"{found.verdict} {found.detail}")
+    parts = (
+        impl.uuid(),
+        __version__,
+        _own_digest(),
+        "" if found is None else f"{found.verdict} {found.detail}",
+    )
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 
@@ -313,7 +319,12 @@ def guard(name: str, names: list[str]) -> list[str]:
     policy = current()
     if policy.disabled or not policy.invariant(name) or name not in OURS:
         return names
-    return allowed_order(name, names)
+    key = (name, tuple(names), policy)
+    if key not in _guarded:  # 0.20 sets its lists in every forward pass
+        # A list that reaches an op need not come from the user: native counts only where ir-core was told of it.
+        told = policy.for_op(name).named
+        _guarded[key] = allowed_order(name, [p for p in names if p != NATIVE or p in told])
+    return list(_guarded[key])
 
 
 def set_fallbacks() -> None:
@@ -341,6 +352,8 @@ def undo() -> None:
     """Take our providers out of vLLM's IR again."""
     global _prepared
     _prepared = False
+    _guarded.clear()
+    COLLISIONS.clear()
     _fallbacks.close()
     for name, providers in OURS.items():
         found = shared_ops().get(name)

@@ -27,7 +27,7 @@ _ADD: Final = "_ir_add_key"
 
 
 def wanted() -> bool:
-    """Whether the layers should run what ir-core selects: in batch-invariant mode, or when somebody named a provider."""
+    """Whether the layers should run what ir-core selects: in batch-invariant mode, or when a provider is named."""
     from ir_core import current
 
     policy = current()
@@ -50,7 +50,9 @@ def install() -> None:
             continue
         there = custom_op.op_registry_oot.get(name)
         if there is not None:
-            log.warn(f"{name} is already taken over by {there.__module__}.{there.__qualname__}; it is left alone.")
+            log.warn(
+                f"{name} is already taken over by {there.__module__}.{there.__qualname__}; it is left alone."
+            )
             continue
         layer = _rms_norm(base) if name == "RMSNorm" else _gemma_rms_norm(base)
         custom_op.CustomOp.register_oot(name=name)(layer)
@@ -71,6 +73,7 @@ def undo() -> None:
 def _rms_norm(base: Any) -> Any:
     """vLLM's RMSNorm with ir-core behind it."""
     import torch
+
     from ir_core.ops import fused_add_rms_norm, rms_norm
 
     in_graph = torch.compiler.is_compiling
@@ -112,6 +115,7 @@ def _gemma_rms_norm(base: Any) -> Any:
     The sum is made in every call, as vLLM does: weights may be replaced in place while the engine runs.
     """
     import torch
+
     from ir_core.ops import fused_add_rms_norm, rms_norm
 
     in_graph = torch.compiler.is_compiling
@@ -133,7 +137,9 @@ def _gemma_rms_norm(base: Any) -> Any:
             if residual is None:
                 CALLS[self.__dict__.get(_NORM) or _key(self, _NORM, rms_norm, x, weight, eps)] += 1
                 return rms_norm(x, weight, eps)
-            CALLS[self.__dict__.get(_ADD) or _key(self, _ADD, fused_add_rms_norm, x, residual, weight, eps)] += 1
+            CALLS[
+                self.__dict__.get(_ADD) or _key(self, _ADD, fused_add_rms_norm, x, residual, weight, eps)
+            ] += 1
             # Not in place, as in vLLM: Gemma models use the layer's input again.
             return fused_add_rms_norm(x, residual, weight, eps)
 

@@ -37,7 +37,7 @@ def _attach() -> None:
         return
     if host.line:
         log.info(host.line)
-    import vllm.config.kernel  # noqa: F401, TID253  imported by vLLM before it calls plug-ins
+    import vllm.config.kernel  # noqa: F401  imported by vLLM before it calls plug-ins
 
     from ir_vllm_adapter import hooks
 

@@ -68,6 +68,7 @@ def target_here(index: int | None = None) -> Target:
     import sys
 
     import torch
+
     from ir_core import platforms
 
     module = sys.modules.get("vllm.platforms")

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from typing import Any
 
 from ir_vllm_adapter import compat, counters, fusion, ir_seam, layer_seam, log, worker
@@ -24,7 +25,6 @@ def anything_named() -> bool:
 def collect() -> dict[str, Any]:
     """Everything the table shows, as plain data for JSON."""
     from ir_core import current
-
     from ir_vllm_adapter.standing import target_here
 
     host = compat.host()
@@ -55,7 +55,6 @@ def plugin_allowed() -> bool:
 def _ops(target: Any) -> list[dict[str, Any]]:
     from ir_core import current, get_op
     from ir_core.discovery import op_names
-
     from ir_vllm_adapter.standing import order, standing
 
     shared = ir_seam.shared_ops()
@@ -110,7 +109,9 @@ def exceptions(host: compat.Host, policy: Any, target: Any) -> list[str]:
             "from torch 2.13 on; vLLM does so from 0.33 on). The norms are opaque to Inductor and not concerned"
         )
     if host.behaviour is not None and host.behaviour.fused_rounding and "RMSNorm" in layer_seam.TAKEN:
-        found.append(f"not a defect, but other bits than vLLM {host.version} alone: {host.behaviour.fused_rounding}")
+        found.append(
+            f"not a defect, but other bits than vLLM {host.version} alone: {host.behaviour.fused_rounding}"
+        )
     return found
 
 
@@ -122,7 +123,9 @@ def render(data: dict[str, Any]) -> str:
     if data["vllm"]["line"]:
         lines.append(data["vllm"]["line"])
     if not data["enabled"]:
-        lines.append(f"not active here (VLLM_PLUGINS must name {PLUGIN} if it is set; IR_DISABLE must not be 1)")
+        lines.append(
+            f"not active here (VLLM_PLUGINS must name {PLUGIN} if it is set; IR_DISABLE must not be 1)"
+        )
     rows = [("op", "seam", "runs", "behind it")]
     for op in data["ops"]:
         first, *rest = op["order"] or ["-"]
@@ -137,7 +140,9 @@ def render(data: dict[str, Any]) -> str:
         lines.append(f"fusions kept off, they replace norms: {', '.join(data['fusions_off'])}")
     lines += [f"not batch-invariant: {text}" for text in data["not_batch_invariant"]]
     if data["counters"]:
-        lines.append("calls so far: " + ", ".join(f"{key} {count}" for key, count in data["counters"].items()))
+        lines.append(
+            "calls so far: " + ", ".join(f"{key} {count}" for key, count in data["counters"].items())
+        )
     return "\n".join(line.rstrip() for line in lines)
 
 
@@ -148,6 +153,8 @@ def _with_home(op: dict[str, Any], provider: str) -> str:
     return provider
 
 
-def _columns(rows: list[tuple[str, ...]]) -> list[str]:
+def _columns(rows: Sequence[tuple[str, ...]]) -> list[str]:
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return ["  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
+    return [
+        "  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows
+    ]

@@ -58,7 +58,6 @@ def _settle_fusions(vllm_config: Any) -> None:
 
 def _start(wrapper: Any) -> None:
     from ir_core import set_default_torch_wrap
-
     from ir_vllm_adapter import agreement
 
     worker = wrapper.worker
@@ -89,7 +88,11 @@ def _tensor_parallel_group() -> Any:
 
 
 def _wrap_method(
-    worker: Any, name: str, *, before: Callable[[], None] | None = None, after: Callable[[], None] | None = None
+    worker: Any,
+    name: str,
+    *,
+    before: Callable[[], None] | None = None,
+    after: Callable[[], None] | None = None,
 ) -> None:
     """Wrap a method of this one worker object; its class, and other workers, stay as they are."""
     original = getattr(worker, name)

@@ -27,16 +27,29 @@ _COMMON: dict[str, Any] = {
 
 CONFIGS: dict[str, dict[str, Any]] = {
     # Qwen3: RMSNorm with and without residual, and qk-norm over head_dim on a strided view of the qkv tensor.
-    "qwen3": _COMMON | {
-        "architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "hidden_act": "silu", "rope_theta": 1e6,
-        "tie_word_embeddings": False, "attention_bias": False,
+    "qwen3": _COMMON
+    | {
+        "architectures": ["Qwen3ForCausalLM"],
+        "model_type": "qwen3",
+        "hidden_act": "silu",
+        "rope_theta": 1e6,
+        "tie_word_embeddings": False,
+        "attention_bias": False,
     },
     # Gemma 3: GemmaRMSNorm (1 + weight, in float32) in the same places, and four norms a layer.
-    "gemma3": _COMMON | {
-        "architectures": ["Gemma3ForCausalLM"], "model_type": "gemma3_text", "hidden_activation": "gelu_pytorch_tanh",
-        "rope_theta": 1e6, "rope_local_base_freq": 1e4, "query_pre_attn_scalar": 32, "sliding_window": 64,
-        "sliding_window_pattern": 2, "layer_types": ["sliding_attention", "full_attention"],
-        "tie_word_embeddings": True, "attention_bias": False,
+    "gemma3": _COMMON
+    | {
+        "architectures": ["Gemma3ForCausalLM"],
+        "model_type": "gemma3_text",
+        "hidden_activation": "gelu_pytorch_tanh",
+        "rope_theta": 1e6,
+        "rope_local_base_freq": 1e4,
+        "query_pre_attn_scalar": 32,
+        "sliding_window": 64,
+        "sliding_window_pattern": 2,
+        "layer_types": ["sliding_attention", "full_attention"],
+        "tie_word_embeddings": True,
+        "attention_bias": False,
     },
 }
 

@@ -6,7 +6,7 @@ SPEC keys (all but `model` optional):
   mode      "eager" | "compile"                               how the model runs
   dtype     "float32" | "bfloat16"
   priority  {op: [provider, ...]}                             vLLM's --ir-op-priority
-  planted   true: answer for the planted variant provider
+  hide_ir   true: the adapter sees no vLLM IR, as in the release that removes it
   max_tokens, pass_config, folder
 RESULT keys:
   runs      {scenario: {prompt name: {"tokens": [...], "logprobs": [...], "prompt_logprobs": [...]}}}; a logprob is
@@ -52,9 +52,8 @@ class Engine:
     """vLLM's LLM for one spec, with the three things a test wants to read back."""
 
     def __init__(self, spec: dict[str, Any]) -> None:
-        import torch
-
-        torch.set_num_threads(int(spec.get("threads", 2)))
+        if spec.get("hide_ir"):
+            _hide_ir()
         from vllm import LLM
 
         from . import models, worker
@@ -84,7 +83,10 @@ class Engine:
         }
         if compile_mode:
             options["compilation_config"] = {
-                "mode": 3, "custom_ops": ["none"], "compile_sizes": [], "cudagraph_mode": "NONE",
+                "mode": 3,
+                "custom_ops": ["none"],
+                "compile_sizes": [],
+                "cudagraph_mode": "NONE",
                 "pass_config": spec.get("pass_config", {}),
             }
         if spec.get("priority"):
@@ -113,9 +115,17 @@ class Engine:
         from vllm import SamplingParams
         from vllm.inputs import TokensPrompt
 
-        params = SamplingParams(temperature=0.0, max_tokens=self.max_tokens, ignore_eos=True, detokenize=False,
-                                logprobs=3, prompt_logprobs=1 if prompt_logprobs else None)
-        outputs = self.llm.generate([TokensPrompt(prompt_token_ids=p) for p in prompts], params, use_tqdm=False)
+        params = SamplingParams(
+            temperature=0.0,
+            max_tokens=self.max_tokens,
+            ignore_eos=True,
+            detokenize=False,
+            logprobs=3,
+            prompt_logprobs=1 if prompt_logprobs else None,
+        )
+        outputs = self.llm.generate(
+            [TokensPrompt(prompt_token_ids=p) for p in prompts], params, use_tqdm=False
+        )
         return [_bits(output) for output in outputs]
 
     def run(self) -> dict[str, Any]:
@@ -124,8 +134,13 @@ class Engine:
         runs: dict[str, dict[str, Any]] = {}
         passes: dict[str, list[list[int]]] = {}
 
-        def scenario(name: str, batches: list[list[str]], extra: tuple[list[list[int]], list[list[int]]] = ([], []),
-                     *, keep_cache: bool = False) -> None:
+        def scenario(
+            name: str,
+            batches: list[list[str]],
+            extra: tuple[list[list[int]], list[list[int]]] = ([], []),
+            *,
+            keep_cache: bool = False,
+        ) -> None:
             if not keep_cache:
                 self.llm.reset_prefix_cache()
             self.passes.clear()
@@ -146,8 +161,17 @@ class Engine:
         return {"runs": runs, "passes": passes, "lowered": self.lowered, "adapter": _adapter()}
 
 
+def _hide_ir() -> None:
+    """Stand in for a vLLM without IR: the adapter's two questions about it are answered with no."""
+    from ir_vllm_adapter import compat
+
+    compat.ir_present = lambda: False
+    compat.ir_op_names = lambda: ()
+
+
 def _bits(output: Any) -> dict[str, Any]:
     """Tokens and logprobs of one request; floats as hex so that equality is equality of bits."""
+
     def step(entry: Any) -> list[list[Any]]:
         return sorted([token, value.logprob.hex()] for token, value in entry.items())
 

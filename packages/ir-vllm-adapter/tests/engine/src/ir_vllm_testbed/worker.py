@@ -21,12 +21,19 @@ class TestbedWorker(CPUWorker):
 
     __test__ = False
 
-    def __init__(self, vllm_config: Any, local_rank: int, rank: int, distributed_init_method: str,
-                 is_driver_worker: bool = False) -> None:
+    def __init__(
+        self,
+        vllm_config: Any,
+        local_rank: int,
+        rank: int,
+        distributed_init_method: str,
+        is_driver_worker: bool = False,
+    ) -> None:
         pretend_hopper()
         self.requested_cpu_memory = 1 << 32  # bytes; only read when kv_cache_memory_bytes is not given
-        Worker.__init__(self, vllm_config, local_rank, rank, distributed_init_method,
-                        is_driver_worker=is_driver_worker)
+        Worker.__init__(
+            self, vllm_config, local_rank, rank, distributed_init_method, is_driver_worker=is_driver_worker
+        )
         self.parallel_config.disable_custom_all_reduce = True
 
     def load_model(self, **kwargs: Any) -> None:
