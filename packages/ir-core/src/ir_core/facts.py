@@ -58,6 +58,11 @@ class ShapeFacts:
     def __eq__(self, other: object) -> bool:
         self._of._refuse("compare .shape")
 
+    def __getattr__(self, name: str) -> NoReturn:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        self._of._refuse(f"read .shape.{name}")
+
     __hash__ = None  # type: ignore[assignment]
 
 
@@ -153,6 +158,26 @@ class TensorFacts:
 
     def __bool__(self) -> NoReturn:
         self._refuse("take the truth value")
+
+    def __len__(self) -> NoReturn:
+        self._refuse("take the length")
+
+    def __getitem__(self, index: object) -> NoReturn:
+        self._refuse(f"take [{index}]")
+
+    def __iter__(self) -> NoReturn:
+        self._refuse("iterate over the rows")
+
+    def __float__(self) -> NoReturn:
+        self._refuse("take the value")
+
+    def __int__(self) -> NoReturn:
+        self._refuse("take the value")
+
+    @classmethod
+    def __torch_function__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> NoReturn:
+        seen = next(arg for arg in (*args, *(kwargs or {}).values()) if isinstance(arg, cls))
+        seen._refuse(f"call torch.{getattr(function, '__name__', function)}")
 
     def __repr__(self) -> str:
         return f"TensorFacts({self._name})"
