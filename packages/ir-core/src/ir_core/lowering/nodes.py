@@ -10,7 +10,7 @@ from torch import fx
 from torch._ops import HigherOrderOperator, OpOverload, OpOverloadPacket
 
 from ir_core.op import IrOp
-from ir_core.torch_library import NAMESPACE
+from ir_core.torch_library import NAMESPACE, op_of
 
 
 def overload_of(node: fx.Node) -> OpOverload[..., Any] | None:
@@ -30,7 +30,7 @@ def ir_op_of(node: fx.Node) -> tuple[IrOp, str] | None:
     overload = overload_of(node)
     if overload is None or overload.namespace != NAMESPACE:
         return None
-    op = IrOp.registry.get(overload._opname)
+    op = op_of(overload)
     return None if op is None else (op, overload._overloadname)
 
 
