@@ -11,22 +11,23 @@ from pathlib import Path
 import pytest
 
 import ir_core
-from ir_core import discovery, dispatch, env, policy
+from ir_core import discovery, dispatch, env, ops, policy
 from ir_core.pack_impl import PackImpl
 
 
 @pytest.fixture(autouse=True)
 def undo() -> Iterator[None]:
     """Put back ops, implementations, the default policy, torch wrap and the project's variables."""
-    ops = {name: dict(op._impls) for name, op in ir_core.IrOp.registry.items()}
+    assert ops.rms_norm  # the core's own ops are there before the first test
+    before = {name: dict(op._impls) for name, op in ir_core.IrOp.registry.items()}
     variables = {name: os.environ.get(name) for name in env.ALL}
     yield
     for name, op in list(ir_core.IrOp.registry.items()):
-        if name not in ops:
+        if name not in before:
             op.unregister()
             continue
         for provider, impl in list(op._impls.items()):
-            if ops[name].get(provider) is not impl and not isinstance(impl, PackImpl):
+            if before[name].get(provider) is not impl and not isinstance(impl, PackImpl):
                 op.unregister_impl(provider)
     changed = False
     for name, value in variables.items():
