@@ -9,7 +9,6 @@ Whatever goes wrong is kept as a :class:`~ir_core.failures.Failure` of that one 
 from __future__ import annotations
 
 import re
-import threading
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 from ir_core import env
 from ir_core.errors import PackError, UnknownOpError, UnknownProviderError
 from ir_core.failures import Failure, capture, distribution_of, report
+from ir_core.locks import fork_safe_rlock
 from ir_core.pack import ImplSpec, KernelPack
 from ir_core.pack_impl import PackImpl, resolve
 
@@ -43,7 +43,7 @@ class Pack:
         return distribution_of(self.point)[1]
 
 
-_lock = threading.RLock()
+_lock = fork_safe_rlock()
 _packs: tuple[Pack, ...] | None = None
 _failures: list[Failure] = []
 _skipped: tuple[str, ...] = ()

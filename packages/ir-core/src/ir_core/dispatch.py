@@ -20,13 +20,13 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
 
 from ir_core import codegen, facts, platforms, policy, selection
+from ir_core.locks import fork_safe_rlock
 from ir_core.policy import Policy
 from ir_core.scoped import Scoped
 
@@ -42,7 +42,7 @@ MAX_ENTRIES: Final = 16
 
 _wrap_default = True
 _wrap: Scoped[bool] = Scoped("ir_core_torch_wrap")
-_lock = threading.RLock()
+_lock = fork_safe_rlock()
 
 
 def torch_wrap() -> bool:

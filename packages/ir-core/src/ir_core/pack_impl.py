@@ -4,19 +4,19 @@
 from __future__ import annotations
 
 import importlib
-import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from ir_core.errors import PackError
 from ir_core.failures import capture, distribution_of
 from ir_core.impl import IrOpImpl, check_predicate, check_schema
+from ir_core.locks import fork_safe_rlock
 
 if TYPE_CHECKING:
     from ir_core.op import IrOp
     from ir_core.pack import ImplSpec
 
-_lock = threading.RLock()
+_lock = fork_safe_rlock()
 
 
 def resolve(path: str) -> Any:

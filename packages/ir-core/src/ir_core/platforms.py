@@ -9,7 +9,6 @@ mapping a device (the fields of :class:`~ir_core.target.Target`). Without one th
 from __future__ import annotations
 
 import os
-import threading
 from typing import Any, Final
 
 import torch
@@ -17,12 +16,13 @@ import torch
 from ir_core import env
 from ir_core.errors import EnvError, TargetError
 from ir_core.failures import Failure, capture, distribution_of, report
+from ir_core.locks import fork_safe_rlock
 from ir_core.target import Capability, Target
 
 GROUP: Final = "ir_core.platforms"
 PLATFORM_API: Final = 1
 
-_lock = threading.RLock()
+_lock = fork_safe_rlock()
 _targets: tuple[Target, ...] | None = None
 _failures: tuple[Failure, ...] = ()
 _unknown: dict[str, Target] = {}

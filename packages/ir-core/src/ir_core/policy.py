@@ -8,13 +8,13 @@ replaces it for a block, in this thread and task only, and restores it whatever 
 from __future__ import annotations
 
 import contextlib
-import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Final
 
 from ir_core import env
 from ir_core.errors import PolicyError
+from ir_core.locks import fork_safe_rlock
 from ir_core.scoped import Scoped
 
 
@@ -152,7 +152,7 @@ def from_environment() -> Policy:
     )
 
 
-_lock = threading.RLock()
+_lock = fork_safe_rlock()
 _changes: list[Callable[[Policy], Policy]] = []  # what code asked for, replayed over the environment by refresh()
 _default: Policy | None = None
 _scoped: Scoped[Policy] = Scoped("ir_core_policy")
