@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""gelu_and_mul_sparse: from a call to a launch. Providers ``triton_batch_invariant`` and ``triton``."""
+"""gelu_and_mul_sparse: from a call to a launch. Providers ``triton_batch_invariant`` and ``triton``.
+
+Rows are read in place while two strides describe them and each starts at a multiple of 16 bytes (of less, where less
+divides its length); other tensors are copied first. Results are contiguous.
+"""
 
 import torch
 from torch import Tensor
@@ -18,23 +22,21 @@ def _run(x: Tensor, multiplier: float, approximate: str, canonical: bool) -> Ten
     y = torch.empty((*x.shape[:-1], d), dtype=x.dtype, device=x.device)
     if y.numel() == 0:
         return y
-    if not x.is_contiguous() and x.stride(-1) != 1:
-        x = x.contiguous()
-    rows = None if x.is_contiguous() else collapse(x, y)
-    if rows is None:
-        x = x.contiguous()
-        rows = contiguous_rows(y.numel() // d, d, 2)._replace(outer=(2 * d, d))
     name = TRITON_NAMES.get(str(x.dtype))
     if name is None:
         raise TypeError(f"gelu_and_mul_sparse in Triton takes float16, bfloat16 and float32, not {x.dtype}")
-    to = alignment(d, name)
-    hints = 2 if common_alignment(x.data_ptr() | y.data_ptr(), rows, x.itemsize) % to == 0 else 1
-    key = d, x.dtype, hints, rows.inner > 0, approximate, canonical, x.device
+    rows = None
+    if x.is_contiguous():
+        rows = contiguous_rows(y.numel() // d, d, 2)._replace(outer=(2 * d, d))
+    elif x.stride(-1) == 1:
+        rows = collapse(x, y)
+    if rows is None or common_alignment(x.data_ptr(), rows, x.itemsize) % alignment(d, name):
+        x = x.clone(memory_format=torch.contiguous_format)
+        rows = contiguous_rows(y.numel() // d, d, 2)._replace(outer=(2 * d, d))
+    key = d, x.dtype, rows.inner > 0, approximate, canonical, x.device
     kernel = _KERNELS.get(key)
     if kernel is None:
-        spec = gelu_spec(
-            d, name, hints=hints, inner=rows.inner > 0, tanh=approximate == "tanh", canonical=canonical
-        )
+        spec = gelu_spec(d, name, inner=rows.inner > 0, tanh=approximate == "tanh", canonical=canonical)
         kernel = _KERNELS[key] = Kernel(spec, x.device)
     given = x, y
     for part, moved in ((rows, given),) if rows.count <= MAX_ROWS else parts(rows, given):

@@ -37,6 +37,11 @@ ARGUMENTS = [
 
 
 @triton.jit
+def _read(base, offset, mask, VEC: tl.constexpr, BYTES: tl.constexpr):
+    return tl.load(addresses(base, offset, VEC, BYTES, True), mask=mask, other=0.0)
+
+
+@triton.jit
 def _exp(y):
     y = tl.where(y < EXP_MIN, EXP_MIN, y)
     n = (y * LOG2_E + ROUND) - ROUND
@@ -95,7 +100,7 @@ def _mean(x, N: tl.constexpr, W: tl.constexpr, H: tl.constexpr, Q: tl.constexpr,
 def gelu_tile(
     x_ptr, y_ptr, rows, inner, x_outer, x_inner, y_outer, y_inner, multiplier,
     N: tl.constexpr, C: tl.constexpr, R: tl.constexpr, W: tl.constexpr, T: tl.constexpr, H: tl.constexpr,
-    Q: tl.constexpr, VEC: tl.constexpr, BYTES: tl.constexpr, HINTS: tl.constexpr, INNER: tl.constexpr,
+    Q: tl.constexpr, VEC: tl.constexpr, BYTES: tl.constexpr, INNER: tl.constexpr,
     TANH: tl.constexpr, CANONICAL: tl.constexpr, INTERPRET: tl.constexpr,
 ):  # fmt: skip
     """``R`` whole rows, gates of ``N`` elements."""
@@ -106,22 +111,22 @@ def gelu_tile(
     if R > 1:
         mask = mask & (row < rows)[None, :, None]
     at = row_offsets(row, INNER, inner, x_outer, x_inner)[None, :, None] + col
-    gate = upcast(tl.load(addresses(x_ptr, at, VEC, BYTES, HINTS == 2), mask=mask, other=0.0), INTERPRET)
-    up = upcast(tl.load(addresses(x_ptr + N, at, VEC, BYTES, HINTS == 2), mask=mask, other=0.0), INTERPRET)
+    gate = upcast(_read(x_ptr, at, mask, VEC, BYTES), INTERPRET)
+    up = upcast(_read(x_ptr + N, at, mask, VEC, BYTES), INTERPRET)
     mean = _mean(gate, N, W, H, Q, CANONICAL)
     deviation = tl.where(mask, gate - mean[None, :, None], 0.0)
     variance = _mean(deviation * deviation, N, W, H, Q, CANONICAL)
     threshold = _threshold(mean, variance, multiplier, DTYPE, CANONICAL, INTERPRET)[None, :, None]
     y = _gated(gate, up, threshold, DTYPE, TANH, CANONICAL, INTERPRET)
     to = row_offsets(row, INNER, inner, y_outer, y_inner)[None, :, None] + col
-    tl.store(addresses(y_ptr, to, VEC, BYTES, HINTS > 0), y, mask=mask)
+    tl.store(addresses(y_ptr, to, VEC, BYTES, True), y, mask=mask)
 
 
 @triton.jit(do_not_specialize=ARGUMENTS, do_not_specialize_on_alignment=ARGUMENTS)
 def gelu_long(
     x_ptr, y_ptr, rows, inner, x_outer, x_inner, y_outer, y_inner, multiplier,
     N: tl.constexpr, B: tl.constexpr, C: tl.constexpr, W: tl.constexpr, T: tl.constexpr, H: tl.constexpr,
-    Q: tl.constexpr, VEC: tl.constexpr, BYTES: tl.constexpr, HINTS: tl.constexpr, INNER: tl.constexpr,
+    Q: tl.constexpr, VEC: tl.constexpr, BYTES: tl.constexpr, INNER: tl.constexpr,
     TANH: tl.constexpr, CANONICAL: tl.constexpr, INTERPRET: tl.constexpr,
 ):  # fmt: skip
     """One row whose gate of ``N`` elements takes ``B`` blocks: mean, variance, result."""
@@ -129,27 +134,28 @@ def gelu_long(
     row = tl.program_id(0) + tl.arange(0, 1)
     x_row = row_offsets(row, INNER, inner, x_outer, x_inner)[None, :, None]
     col = columns(C, H, T, Q)
-    gate = upcast(tl.load(addresses(x_ptr, x_row + col, VEC, BYTES, HINTS == 2), mask=col < N, other=0.0), INTERPRET)
+    gate = upcast(_read(x_ptr, x_row + col, col < N, VEC, BYTES), INTERPRET)
     part = thread_sums(gate, H, Q)
     for b in range(1, B):
         at = col + b * (H * C * T)
-        gate = upcast(tl.load(addresses(x_ptr, x_row + at, VEC, BYTES, HINTS == 2), mask=at < N, other=0.0), INTERPRET)
-        part = part + thread_sums(gate, H, Q)
+        more = upcast(_read(x_ptr, x_row + at, at < N, VEC, BYTES), INTERPRET)
+        part = part + thread_sums(more, H, Q)
     mean = canonical_divide(row_sums(part, 1, W), N)
-    gate = upcast(tl.load(addresses(x_ptr, x_row + col, VEC, BYTES, HINTS == 2), mask=col < N, other=0.0), INTERPRET)
+    gate = upcast(_read(x_ptr, x_row + col, col < N, VEC, BYTES), INTERPRET)
     deviation = tl.where(col < N, gate - mean[None, :, None], 0.0)
     part = thread_sums(deviation * deviation, H, Q)
     for b in range(1, B):
         at = col + b * (H * C * T)
-        gate = upcast(tl.load(addresses(x_ptr, x_row + at, VEC, BYTES, HINTS == 2), mask=at < N, other=0.0), INTERPRET)
+        gate = upcast(_read(x_ptr, x_row + at, at < N, VEC, BYTES), INTERPRET)
         deviation = tl.where(at < N, gate - mean[None, :, None], 0.0)
         part = part + thread_sums(deviation * deviation, H, Q)
     variance = canonical_divide(row_sums(part, 1, W), N)
     threshold = _threshold(mean, variance, multiplier, DTYPE, CANONICAL, INTERPRET)[None, :, None]
     y_row = row_offsets(row, INNER, inner, y_outer, y_inner)[None, :, None]
-    for b in range(B):
-        at = col + b * (H * C * T)
-        gate = upcast(tl.load(addresses(x_ptr, x_row + at, VEC, BYTES, HINTS == 2), mask=at < N, other=0.0), INTERPRET)
-        up = upcast(tl.load(addresses(x_ptr + N, x_row + at, VEC, BYTES, HINTS == 2), mask=at < N, other=0.0), INTERPRET)
-        y = _gated(gate, up, threshold, DTYPE, TANH, CANONICAL, INTERPRET)
-        tl.store(addresses(y_ptr, y_row + at, VEC, BYTES, HINTS > 0), y, mask=at < N)
+    # Halves of a block: the result needs more registers than the sums, and float32 would spill.
+    for b in range(0, 2 * B):
+        to = columns(C // 2, H, T, Q) + b * (H * (C // 2) * T)
+        g = upcast(_read(x_ptr, x_row + to, to < N, VEC, BYTES), INTERPRET)
+        u = upcast(_read(x_ptr + N, x_row + to, to < N, VEC, BYTES), INTERPRET)
+        z = _gated(g, u, threshold, DTYPE, TANH, CANONICAL, INTERPRET)
+        tl.store(addresses(y_ptr, y_row + to, VEC, BYTES, True), z, mask=to < N)

@@ -37,9 +37,12 @@ SPREAD_ROWS: Final = 4
 """Up to this many rows a tile (N > 512) a thread holds elements of one row only, so it reads its own weights, 16 bytes
 at a time. With more rows a tile it would read the same weights several times; they pass through shared memory."""
 
+COPY_MISALIGNED_FROM: Final = TILE_LIMIT
+"""Longer rows without the promise of alignment are copied first: their element-wise loads would spill."""
+
 REGISTERS_16_BIT: Final = 64
 """Two tiles of 16 warps on one SM. ptxas takes 72 to 74 for N = 16384 when free, and fits 64 without a spill; float32
-rows or weights, and tensors without the alignment promise, spill at 64 and are left free."""
+rows or weights, and rows without 16-byte accesses, spill at 64 and are left free."""
 
 PDL: Final = False
 """Programmatic dependent launch. It compiles and is correct (each kernel waits before its first access); off until it
@@ -101,13 +104,13 @@ _STRIDES = ("x_outer", "x_inner", "r_outer", "r_inner", "y_outer", "y_inner", "s
 
 
 def rms_spec(
-    d: int, n: int, x: str, w: str | None, *, hints: int, inner: bool, residual: bool, canonical: bool,
+    d: int, n: int, x: str, w: str | None, *, aligned: bool, inner: bool, residual: bool, canonical: bool,
     pdl: bool = PDL, interpret: bool | None = None,
 ) -> KernelSpec:
     """The kernel of rms_norm (``residual``: fused_add_rms_norm) for rows of ``d`` elements, ``n`` of them reduced.
 
-    ``x`` and ``w`` are dtypes by Triton's names, ``w`` is None without a weight; ``hints`` says which tensors keep the
-    alignment promise (2 all, 1 the outputs, 0 none); ``inner``: rows have two strides; ``interpret``: Triton's
+    ``x`` and ``w`` are dtypes by Triton's names, ``w`` is None without a weight; ``aligned``: every tensor keeps the
+    promise of alignment (outputs always do); ``inner``: rows have two strides; ``interpret``: Triton's
     interpreter runs it (by default what TRITON_INTERPRET says).
     """
     if interpret is None:
@@ -127,11 +130,11 @@ def rms_spec(
         warps = max(MIN_WARPS, wide["W"])
         constants |= tile | {"D": d} | {f"D{k}": wide[k] for k in "BCTHQ"}
     constants |= {
-        "VEC": vector(d, x), "X_BYTES": alignment(d, x), "W_BYTES": weight_alignment(d, x, weight), "HINTS": hints,
+        "VEC": vector(d, x), "X_BYTES": alignment(d, x), "W_BYTES": weight_alignment(d, x, weight), "ALIGNED": aligned,
         "INNER": inner, "HAS_RESIDUAL": residual, "HAS_WEIGHT": w is not None, "CANONICAL": canonical, "PDL": pdl,
         "INTERPRET": interpret,
     }
-    narrow = ITEMSIZE[x] == ITEMSIZE[weight] == 2 and hints == 2
+    narrow = aligned and ITEMSIZE[weight] == 2 and alignment(d, x) == ACCESS_BYTES and ITEMSIZE[x] == 2
     return KernelSpec(
         module="ir_kernels_triton.rms_kernel",
         kernel=kernel,
@@ -149,9 +152,10 @@ def rms_spec(
 
 
 def gelu_spec(
-    d: int, x: str, *, hints: int, inner: bool, tanh: bool, canonical: bool, interpret: bool | None = None
+    d: int, x: str, *, inner: bool, tanh: bool, canonical: bool, interpret: bool | None = None
 ) -> KernelSpec:
-    """The kernel of gelu_and_mul_sparse for gates of ``d`` elements; the flags as in :func:`rms_spec`."""
+    """The kernel of gelu_and_mul_sparse for gates of ``d`` elements; the flags as in :func:`rms_spec`. Rows keep the
+    promise of alignment."""
     if interpret is None:
         interpret = os.environ.get("TRITON_INTERPRET", "0") == "1"
     tile = _tile(d, x)
@@ -160,7 +164,7 @@ def gelu_spec(
     blocks = {"R": rows} if whole else {"B": tile["B"]}
     constants = {"N": d, **blocks, **{k: tile[k] for k in "CWTHQ"}}
     constants |= {
-        "VEC": vector(d, x), "BYTES": alignment(d, x), "HINTS": hints, "INNER": inner, "TANH": tanh,
+        "VEC": vector(d, x), "BYTES": alignment(d, x), "INNER": inner, "TANH": tanh,
         "CANONICAL": canonical, "INTERPRET": interpret,
     }
     strides = ("x_outer", "x_inner", "y_outer", "y_inner")

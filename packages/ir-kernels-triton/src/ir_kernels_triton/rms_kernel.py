@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The kernels of rms_norm and fused_add_rms_norm: whole rows in registers, or two passes over long rows.
 
-Arguments are never specialised (see ``launcher.py``): alignment is promised by ``HINTS``, and nothing else of a
+Arguments are never specialised (see ``launcher.py``): alignment is promised by ``ALIGNED``, and nothing else of a
 call's layout reaches the compiler.
 """
 
@@ -15,6 +15,7 @@ from ir_kernels_triton.tree import (
     canonical_reciprocal,
     columns,
     plain_sum,
+    read,
     round_to,
     row_sums,
     thread_sums,
@@ -60,7 +61,7 @@ def rms_tile(
     x_ptr, residual_ptr, w_ptr, y_ptr, sum_ptr, rows, inner,
     x_outer, x_inner, r_outer, r_inner, y_outer, y_inner, s_outer, s_inner, epsilon,
     N: tl.constexpr, C: tl.constexpr, R: tl.constexpr, W: tl.constexpr, T: tl.constexpr, H: tl.constexpr,
-    Q: tl.constexpr, VEC: tl.constexpr, X_BYTES: tl.constexpr, W_BYTES: tl.constexpr, HINTS: tl.constexpr,
+    Q: tl.constexpr, VEC: tl.constexpr, X_BYTES: tl.constexpr, W_BYTES: tl.constexpr, ALIGNED: tl.constexpr,
     SPREAD: tl.constexpr, INNER: tl.constexpr, HAS_RESIDUAL: tl.constexpr, HAS_WEIGHT: tl.constexpr,
     CANONICAL: tl.constexpr, PDL: tl.constexpr, INTERPRET: tl.constexpr,
 ):  # fmt: skip
@@ -68,7 +69,7 @@ def rms_tile(
 
     ``SPREAD``: each thread reads the weights of its own elements; otherwise they pass through shared memory, which is
     less work where a thread holds several rows.
-    ``HINTS``: 2 when every tensor keeps the alignment promise, 1 when only the outputs do, 0 when none does.
+    ``ALIGNED``: every tensor keeps the promise of ``addresses``; otherwise only the outputs do.
     """
     X_DTYPE: tl.constexpr = x_ptr.dtype.element_ty
     row = tl.program_id(0) * R + tl.arange(0, R)
@@ -79,20 +80,18 @@ def rms_tile(
     if PDL:
         gdc_wait()
     x_row = row_offsets(row, INNER, inner, x_outer, x_inner)[None, :, None]
-    x = upcast(tl.load(addresses(x_ptr, x_row + col, VEC, X_BYTES, HINTS == 2), mask=mask, other=0.0,
-                       eviction_policy="evict_first"), INTERPRET)
+    x = upcast(read(x_ptr, x_row + col, mask, rows, VEC, X_BYTES, ALIGNED, "evict_first"), INTERPRET)
     if HAS_RESIDUAL:
         r_row = row_offsets(row, INNER, inner, r_outer, r_inner)[None, :, None]
-        x += upcast(tl.load(addresses(residual_ptr, r_row + col, VEC, X_BYTES, HINTS == 2), mask=mask, other=0.0,
-                            eviction_policy="evict_first"), INTERPRET)
+        x += upcast(read(residual_ptr, r_row + col, mask, rows, VEC, X_BYTES, ALIGNED, "evict_first"), INTERPRET)
         s_row = row_offsets(row, INNER, inner, s_outer, s_inner)[None, :, None]
-        tl.store(addresses(sum_ptr, s_row + col, VEC, X_BYTES, HINTS > 0), round_to(x, X_DTYPE, INTERPRET), mask=mask)
+        tl.store(addresses(sum_ptr, s_row + col, VEC, X_BYTES, True), round_to(x, X_DTYPE, INTERPRET), mask=mask)
     w = x  # never read without a weight
     if HAS_WEIGHT:  # here, so that it arrives while the rows are reduced
         w_col = col
         if SPREAD:
             w_col = col + (row * 0)[None, :, None]
-        w = tl.load(addresses(w_ptr, w_col, VEC, W_BYTES, HINTS == 2), mask=w_col < N, other=0.0,
+        w = tl.load(addresses(w_ptr, w_col, VEC, W_BYTES, ALIGNED), mask=w_col < N, other=0.0,
                     eviction_policy="evict_last")
     if PDL:
         gdc_launch_dependents()
@@ -102,17 +101,16 @@ def rms_tile(
         total = plain_sum(x * x)
     y = _weigh(x * _rstd(total, epsilon, N, CANONICAL)[None, :, None], w, X_DTYPE, HAS_WEIGHT, INTERPRET)
     y_row = row_offsets(row, INNER, inner, y_outer, y_inner)[None, :, None]
-    tl.store(addresses(y_ptr, y_row + col, VEC, X_BYTES, HINTS > 0), y, mask=mask)
+    tl.store(addresses(y_ptr, y_row + col, VEC, X_BYTES, True), y, mask=mask)
 
 
 @triton.jit
-def _block(x_ptr, residual_ptr, x_row, r_row, col, mask, VEC: tl.constexpr, X_BYTES: tl.constexpr,
-           HINTS: tl.constexpr, HAS_RESIDUAL: tl.constexpr, INTERPRET: tl.constexpr):
+def _block(x_ptr, residual_ptr, x_row, r_row, col, mask, rows, VEC: tl.constexpr, X_BYTES: tl.constexpr,
+           ALIGNED: tl.constexpr, HAS_RESIDUAL: tl.constexpr, INTERPRET: tl.constexpr):  # fmt: skip
     """One block of a row (with its residual) as float32."""
-    x = upcast(tl.load(addresses(x_ptr, x_row + col, VEC, X_BYTES, HINTS == 2), mask=mask, other=0.0), INTERPRET)
+    x = upcast(read(x_ptr, x_row + col, mask, rows, VEC, X_BYTES, ALIGNED, ""), INTERPRET)
     if HAS_RESIDUAL:
-        x += upcast(tl.load(addresses(residual_ptr, r_row + col, VEC, X_BYTES, HINTS == 2), mask=mask, other=0.0),
-                    INTERPRET)
+        x += upcast(read(residual_ptr, r_row + col, mask, rows, VEC, X_BYTES, ALIGNED, ""), INTERPRET)
     return x
 
 
@@ -122,7 +120,7 @@ def rms_two_pass(
     x_outer, x_inner, r_outer, r_inner, y_outer, y_inner, s_outer, s_inner, epsilon,
     N: tl.constexpr, D: tl.constexpr, B: tl.constexpr, C: tl.constexpr, W: tl.constexpr, T: tl.constexpr,
     H: tl.constexpr, Q: tl.constexpr, DB: tl.constexpr, DC: tl.constexpr, DT: tl.constexpr, DH: tl.constexpr,
-    DQ: tl.constexpr, VEC: tl.constexpr, X_BYTES: tl.constexpr, W_BYTES: tl.constexpr, HINTS: tl.constexpr,
+    DQ: tl.constexpr, VEC: tl.constexpr, X_BYTES: tl.constexpr, W_BYTES: tl.constexpr, ALIGNED: tl.constexpr,
     INNER: tl.constexpr, HAS_RESIDUAL: tl.constexpr, HAS_WEIGHT: tl.constexpr, CANONICAL: tl.constexpr,
     PDL: tl.constexpr, INTERPRET: tl.constexpr,
 ):  # fmt: skip
@@ -139,11 +137,11 @@ def rms_two_pass(
     if PDL:
         gdc_wait()
     col = columns(C, H, T, Q)
-    x = _block(x_ptr, residual_ptr, x_row, r_row, col, col < N, VEC, X_BYTES, HINTS, HAS_RESIDUAL, INTERPRET)
+    x = _block(x_ptr, residual_ptr, x_row, r_row, col, col < N, rows, VEC, X_BYTES, ALIGNED, HAS_RESIDUAL, INTERPRET)
     part = thread_sums(x * x, H, Q)
     for b in range(1, B):
         at = col + b * (H * C * T)
-        x = _block(x_ptr, residual_ptr, x_row, r_row, at, at < N, VEC, X_BYTES, HINTS, HAS_RESIDUAL, INTERPRET)
+        x = _block(x_ptr, residual_ptr, x_row, r_row, at, at < N, rows, VEC, X_BYTES, ALIGNED, HAS_RESIDUAL, INTERPRET)
         part = part + thread_sums(x * x, H, Q)
     if CANONICAL:
         total = row_sums(part, 1, W)
@@ -152,16 +150,15 @@ def rms_two_pass(
     rstd = _rstd(total, epsilon, N, CANONICAL)[None, :, None]
     y_row = row_offsets(row, INNER, inner, y_outer, y_inner)[None, :, None]
     s_row = row_offsets(row, INNER, inner, s_outer, s_inner)[None, :, None]
-    for b in range(DB):
-        at = columns(DC, DH, DT, DQ) + b * (DH * DC * DT)
-        x = _block(x_ptr, residual_ptr, x_row, r_row, at, at < D, VEC, X_BYTES, HINTS, HAS_RESIDUAL, INTERPRET)
+    for d in range(0, DB):
+        to = columns(DC, DH, DT, DQ) + d * (DH * DC * DT)
+        z = _block(x_ptr, residual_ptr, x_row, r_row, to, to < D, rows, VEC, X_BYTES, ALIGNED, HAS_RESIDUAL, INTERPRET)
         if HAS_RESIDUAL:
-            tl.store(addresses(sum_ptr, s_row + at, VEC, X_BYTES, HINTS > 0), round_to(x, X_DTYPE, INTERPRET),
-                     mask=at < D)
-        w = x
+            tl.store(addresses(sum_ptr, s_row + to, VEC, X_BYTES, True), round_to(z, X_DTYPE, INTERPRET), mask=to < D)
+        w = z
         if HAS_WEIGHT:
-            w = tl.load(addresses(w_ptr, at, VEC, W_BYTES, HINTS == 2), mask=at < D, other=0.0)
-        y = _weigh(x * rstd, w, X_DTYPE, HAS_WEIGHT, INTERPRET)
-        tl.store(addresses(y_ptr, y_row + at, VEC, X_BYTES, HINTS > 0), y, mask=at < D)
+            w = tl.load(addresses(w_ptr, to, VEC, W_BYTES, ALIGNED), mask=to < D, other=0.0)
+        y = _weigh(z * rstd, w, X_DTYPE, HAS_WEIGHT, INTERPRET)
+        tl.store(addresses(y_ptr, y_row + to, VEC, X_BYTES, True), y, mask=to < D)
     if PDL:
         gdc_launch_dependents()

@@ -4,88 +4,64 @@
 Both are one kernel family. ``triton_batch_invariant`` sums in the canonical order and rounds exactly, so its bits are
 ``portable``'s; ``triton`` lets the compiler choose the order, contract and approximate. Rows are read in place while
 two strides describe them (any contiguous, row-strided or sliced tensor, and q and k views of a qkv tensor); otherwise,
-and where the last dimension is not contiguous, the tensor is copied first. Results are contiguous.
+where the last dimension is not contiguous, and for misaligned rows longer than 16384 (or with ``variance_size``), the
+tensor is copied first. Results are contiguous.
 
 The in-place forms write the normalised row into ``x`` and the sum into ``x_residual``; the ``_functional`` forms
 allocate both.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
-from ir_kernels_triton.launch_config import TRITON_NAMES, alignment, rms_spec, weight_alignment
+from ir_kernels_triton.launch_config import COPY_MISALIGNED_FROM, TRITON_NAMES, alignment, rms_spec, weight_alignment
 from ir_kernels_triton.launcher import Kernel
 from ir_kernels_triton.rows import MAX_ROWS, Rows, collapse, common_alignment, contiguous_rows, parts
 
 
 class _Family:
-    """The kernels of one row length, dtype pair, op and provider, on one device; made by hints and row strides."""
+    """The kernels of one row length, dtype pair, op and provider, on one device."""
 
-    __slots__ = ("_kernels", "_make", "align", "weight_align")
+    __slots__ = ("_kernels", "_make", "align", "copies", "weight_align")
 
     def __init__(
-        self, d: int, n: int, x: torch.dtype, w: torch.dtype | None, residual: bool, canonical: bool,
-        device: torch.device,
+        self, d: int, variance_size: int | None, x: torch.dtype, w: torch.dtype | None, residual: bool,
+        canonical: bool, device: torch.device,
     ) -> None:
         try:
             x_name, w_name = TRITON_NAMES[str(x)], None if w is None else TRITON_NAMES[str(w)]
         except KeyError as error:
             raise TypeError(f"the Triton norms take float16, bfloat16 and float32, not {error.args[0]}") from None
+        n = d if variance_size is None else min(variance_size, d)
         self.align = alignment(d, x_name)
         self.weight_align = weight_alignment(d, x_name, w_name or x_name)
-        self._kernels: dict[tuple[int, bool], Kernel] = {}
-        self._make = lambda hints, inner: Kernel(
-            rms_spec(d, n, x_name, w_name, hints=hints, inner=inner, residual=residual, canonical=canonical), device
+        self.copies = d != n or d > COPY_MISALIGNED_FROM
+        self._kernels: dict[tuple[bool, bool], Kernel] = {}
+        self._make: Callable[[bool, bool], Kernel] = lambda aligned, inner: Kernel(
+            rms_spec(d, n, x_name, w_name, aligned=aligned, inner=inner, residual=residual, canonical=canonical),
+            device,
         )
 
-    def kernel(self, hints: int, inner: bool) -> Kernel:
-        key = hints, inner
+    def kernel(self, aligned: bool, inner: bool) -> Kernel:
+        key = aligned, inner
         kernel = self._kernels.get(key)
         if kernel is None:
-            kernel = self._kernels[key] = self._make(hints, inner)
+            kernel = self._kernels[key] = self._make(aligned, inner)
         return kernel
 
 
 _FAMILIES: dict[tuple[object, ...], _Family] = {}
 
 
-def _run(
-    x: Tensor, residual: Tensor | None, weight: Tensor | None, y: Tensor, total: Tensor | None, rows: Rows,
-    epsilon: float, variance_size: int | None, canonical: bool,
-) -> None:
-    """Launch; ``rows`` describes ``x, y`` or ``x, y, residual, total``."""
-    d = x.shape[-1]
+def _family(x: Tensor, residual: bool, weight: Tensor | None, variance_size: int | None, canonical: bool) -> _Family:
     w_dtype = None if weight is None else weight.dtype
-    key = d, variance_size, x.dtype, w_dtype, residual is None, canonical, x.device
+    key = x.shape[-1], variance_size, x.dtype, w_dtype, residual, canonical, x.device
     family = _FAMILIES.get(key)
     if family is None:
-        n = d if variance_size is None else min(variance_size, d)
-        family = _FAMILIES[key] = _Family(d, n, x.dtype, w_dtype, residual is not None, canonical, x.device)
-    read, written = x.data_ptr(), y.data_ptr()
-    if residual is not None and total is not None:
-        read |= residual.data_ptr()
-        written |= total.data_ptr()
-    hints = 0
-    if common_alignment(written, rows, x.itemsize) % family.align == 0:
-        fits = weight is None or weight.data_ptr() % family.weight_align == 0
-        hints = 2 if fits and read % family.align == 0 else 1
-    kernel = family.kernel(hints, rows.inner > 0)
-    given = (x, y) if residual is None or total is None else (x, y, residual, total)
-    for part, moved in ((rows, given),) if rows.count <= MAX_ROWS else parts(rows, given):
-        w = x if weight is None else weight
-        if residual is None:
-            (x, y), (x_outer, y_outer), (x_step, y_step) = moved, part.outer, part.step
-            kernel((x, x, w, y, x), part.count,
-                   (part.inner, x_outer, x_step, 0, 0, y_outer, y_step, 0, 0, epsilon))
-        else:
-            x, y, r, s = moved
-            (x_outer, y_outer, r_outer, s_outer), (x_step, y_step, r_step, s_step) = part.outer, part.step
-            kernel((x, r, w, y, s), part.count,
-                   (part.inner, x_outer, x_step, r_outer, r_step, y_outer, y_step, s_outer, s_step, epsilon))
-
-
-def _fresh(x: Tensor) -> Tensor:
-    return torch.empty(x.shape, dtype=x.dtype, device=x.device)
+        family = _FAMILIES[key] = _Family(*key)
+    return family
 
 
 def _unit(x: Tensor) -> Tensor:
@@ -93,23 +69,42 @@ def _unit(x: Tensor) -> Tensor:
     return x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
 
 
+def _copy(x: Tensor) -> Tensor:
+    return x.clone(memory_format=torch.contiguous_format)
+
+
+def _fresh(x: Tensor) -> Tensor:
+    """A contiguous tensor for a result; the allocator aligns it, and its rows are a multiple of the promise long."""
+    return torch.empty(x.shape, dtype=x.dtype, device=x.device)
+
+
 def _norm(x: Tensor, weight: Tensor | None, epsilon: float, variance_size: int | None, canonical: bool) -> Tensor:
+    y = _fresh(x)
     if x.numel() == 0:
-        return _fresh(x)
+        return y
     if weight is not None and weight.stride(0) != 1:
         weight = weight.contiguous()
+    d = x.shape[-1]
     rows: Rows | None = None
     if not x.is_contiguous():
         x = _unit(x)
-        y = _fresh(x)
         rows = collapse(x, y)
         if rows is None:
             x = x.contiguous()
-    else:
-        y = torch.empty_like(x)
     if rows is None:
-        rows = contiguous_rows(x.numel() // x.shape[-1], x.shape[-1], 2)
-    _run(x, None, weight, y, None, rows, epsilon, variance_size, canonical)
+        rows = contiguous_rows(x.numel() // d, d, 2)
+    family = _family(x, False, weight, variance_size, canonical)
+    aligned = common_alignment(x.data_ptr(), rows, x.itemsize) % family.align == 0 and (
+        weight is None or weight.data_ptr() % family.weight_align == 0
+    )
+    if not aligned and family.copies:
+        return _norm(_copy(x), None if weight is None else _copy(weight), epsilon, variance_size, canonical)
+    kernel = family.kernel(aligned, rows.inner > 0)
+    given = x, y
+    for part, (a, b) in ((rows, given),) if rows.count <= MAX_ROWS else parts(rows, given):
+        (a_outer, b_outer), (a_step, b_step) = part.outer, part.step
+        strides = (a_outer, a_step, 0, 0, b_outer, b_step, 0, 0)
+        kernel((a, a, a if weight is None else weight, b, a), part.count, (part.inner, *strides, epsilon))
     return y
 
 
@@ -121,25 +116,39 @@ def _add_norm(
         return (x, residual) if inplace else (_fresh(x), _fresh(x))
     if weight is not None and weight.stride(0) != 1:
         weight = weight.contiguous()
-    rows: Rows | None = None
+    d = x.shape[-1]
+    family = _family(x, True, weight, variance_size, canonical)
     a, b = x, residual
+    y, total = (x, residual) if inplace else (_fresh(x), _fresh(x))
+    rows: Rows | None = None
     if not (x.is_contiguous() and residual.is_contiguous()):
         a, b = _unit(x), _unit(residual)
-        rows = collapse(a, a, b, b) if inplace else collapse(a, (y := _fresh(x)), b, y)
-        # Rows that share memory (an expanded tensor) cannot be written; torch says so when the result is copied back.
-        if rows is None or (inplace and 0 in rows.outer + (rows.step if rows.inner else ())):
-            a, b, rows = x.contiguous(), residual.contiguous(), None
+        rows = collapse(a, b, y, total)
+        if rows is None:
+            a, b = x.contiguous(), residual.contiguous()
     if rows is None:
-        rows = contiguous_rows(x.numel() // x.shape[-1], x.shape[-1], 4)
-    y, total = (a, b) if inplace else (_fresh(x), _fresh(x))
-    _run(a, b, weight, y, total, rows, epsilon, variance_size, canonical)
-    if not inplace:
-        return y, total
-    if a is not x:
-        x.copy_(a)
-    if b is not residual:
-        residual.copy_(b)
-    return x, residual
+        rows = contiguous_rows(x.numel() // d, d, 4)
+    aligned = common_alignment(a.data_ptr() | b.data_ptr(), rows, x.itemsize) % family.align == 0
+    if inplace and (not aligned or a is not x or b is not residual or _overlaps(rows)):
+        # Results are written with aligned 16-byte stores, row by row: what cannot take them gets a copy.
+        y, total = _add_norm(x, residual, weight, epsilon, variance_size, canonical, False)
+        return x.copy_(y), residual.copy_(total)
+    aligned = aligned and (weight is None or weight.data_ptr() % family.weight_align == 0)
+    if not aligned and family.copies:
+        w = None if weight is None else _copy(weight)
+        y, total = _add_norm(_copy(x), _copy(residual), w, epsilon, variance_size, canonical, False)
+        return (x.copy_(y), residual.copy_(total)) if inplace else (y, total)
+    kernel = family.kernel(aligned, rows.inner > 0)
+    given = a, b, y, total
+    for part, (p, q, r, s) in ((rows, given),) if rows.count <= MAX_ROWS else parts(rows, given):
+        strides = [stride for pair in zip(part.outer, part.step, strict=True) for stride in pair]
+        kernel((p, q, p if weight is None else weight, r, s), part.count, (part.inner, *strides, epsilon))
+    return y, total
+
+
+def _overlaps(rows: Rows) -> bool:
+    """Whether rows share memory, as those of an expanded tensor do."""
+    return 0 in rows.outer or (rows.inner > 0 and 0 in rows.step)
 
 
 def rms_norm_batch_invariant(

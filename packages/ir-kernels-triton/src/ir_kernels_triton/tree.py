@@ -130,3 +130,19 @@ def addresses(base, offset, VEC: tl.constexpr, BYTES: tl.constexpr, HINT: tl.con
     if HINT and VEC > 1:
         pointer = tl.multiple_of(tl.max_contiguous(pointer, [1, 1, VEC]), [1, 1, BYTES])
     return pointer
+
+
+@triton.jit
+def read(base, offset, mask, rows, VEC: tl.constexpr, BYTES: tl.constexpr, HINT: tl.constexpr, POLICY: tl.constexpr):
+    """Load ``[C, R, T]``, zero where masked.
+
+    Without the promise of alignment, a second load that makes it but never runs (``rows < 0``) keeps the layout of
+    the tile what it is with the promise: all loads and stores of one shape vote on one layout.
+    """
+    if HINT:
+        return tl.load(addresses(base, offset, VEC, BYTES, True), mask=mask, other=0.0, eviction_policy=POLICY)
+    else:
+        x = tl.load(base + offset, mask=mask, other=0.0, eviction_policy=POLICY)
+        never = rows < 0
+        anchor = tl.load(addresses(base, offset, VEC, BYTES, True), mask=mask & never, other=0.0)
+        return tl.where(never, anchor, x)

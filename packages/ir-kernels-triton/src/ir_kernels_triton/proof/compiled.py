@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What one compiled kernel is made of, read from its TTGIR, PTX and cubin."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import triton
+from triton.backends.compiler import GPUTarget
+
+from ir_kernels_triton import compat
+from ir_kernels_triton.launch_config import KernelSpec
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """Facts of one compiled kernel. Counts are static instructions of the PTX, per thread."""
+
+    reductions: tuple[str, ...]
+    """Operand layout of each reduction, in program order, written out."""
+    accesses: tuple[int, ...]
+    """Bytes of each global load and store of a thread."""
+    shuffles: int
+    barriers: int
+    fused: tuple[str, ...]
+    """float32 multiply-adds."""
+    inexact: tuple[str, ...]
+    """Approximate or flushing instructions."""
+    registers: int
+    spilled: int
+    """Bytes of stack and local memory."""
+    shared: int
+    threads: int
+
+
+def target(name: str) -> GPUTarget:
+    """``sm90`` as Triton's target."""
+    return GPUTarget("cuda", int(name.removeprefix("sm").removeprefix("_")), 32)
+
+
+def inspect(spec: KernelSpec, name: str) -> Compiled:
+    """Compile ``spec`` for the target ``name`` and read the facts."""
+    kernel = compat.compile_for(spec, target(name))
+    return read(kernel.asm["ttgir"], kernel.asm["ptx"], kernel.asm["cubin"], kernel.metadata)
+
+
+def read(ttgir: str, ptx: str, cubin: bytes, metadata: Any) -> Compiled:
+    """The facts of the stages of one compilation."""
+    registers, spilled = resources(cubin)
+    return Compiled(
+        reductions=reductions(ttgir),
+        accesses=accesses(ptx),
+        shuffles=len(re.findall(r"^\s*(?:@%p\d+ )?shfl\.sync", ptx, re.M)),
+        barriers=len(re.findall(r"^\s*(?:@%p\d+ )?bar(?:rier)?\.sync", ptx, re.M)),
+        fused=tuple(re.findall(r"\bfma\.[\w.]*f32\b", ptx)),
+        inexact=tuple(re.findall(r"\b[a-z0-9]+\.[\w.]*(?:approx|ftz|full)[\w.]*", ptx)),
+        registers=registers,
+        spilled=spilled,
+        shared=int(metadata.shared),
+        threads=32 * int(metadata.num_warps),
+    )
+
+
+def reductions(ttgir: str) -> tuple[str, ...]:
+    """Operand type of every ``tt.reduce``, with the layout's definition in place of its number."""
+    layouts = dict(re.findall(r"^(#\w+) = (.+)$", ttgir, re.M))
+    found = re.findall(r'"tt\.reduce"\(.*?\}\) : \((tensor<[^)]*>)\)', ttgir, re.S)
+    return tuple(
+        re.sub(r"#\w+(?:<[^>]*>)?", lambda m: layouts.get(m[0], m[0]), operand)
+        if "slice" not in operand
+        else re.sub(r"#(?!ttg)\w+", lambda m: layouts.get(m[0], m[0]), operand)
+        for operand in found
+    )
+
+
+def accesses(ptx: str) -> tuple[int, ...]:
+    """Bytes of each global access."""
+    found = re.findall(r"\b(?:ld|st)\.global[\w.:]*?(?:\.v(\d))?\.[bfsu](\d+)\b", ptx)
+    return tuple(int(count or 1) * int(bits) // 8 for count, bits in found)
+
+
+def resources(cubin: bytes) -> tuple[int, int]:
+    """Registers and spilled bytes, by the ``cuobjdump`` that Triton ships."""
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        text = subprocess.run(
+            [tool, "-res-usage", file.name], capture_output=True, text=True, check=True
+        ).stdout
+    found = re.search(r"REG:(\d+) STACK:(\d+).*?LOCAL:(\d+)", text)
+    if found is None:
+        raise RuntimeError(f"cuobjdump says nothing of resources: {text}")
+    return int(found[1]), int(found[2]) + int(found[3])
