@@ -12,22 +12,66 @@ The five verbs, in order, and where they live:
 5. **verify**, bitwise, that it has the property it claims: ``verification/``
 """
 
+from __future__ import annotations
+
+import importlib.util as _importlib_util
 from collections.abc import Callable as _Callable
+from importlib import import_module as _import_module
+from typing import TYPE_CHECKING
 from typing import Any as _Any
 
-from ir_core import errors, ops
-from ir_core.discovery import failures, get_op, packs, refresh
-from ir_core.dispatch import enable_torch_wrap, set_default_torch_wrap
+from ir_core import errors
 from ir_core.errors import IrError, IrWarning
-from ir_core.impl import IrOpImpl
-from ir_core.op import IrOp
-from ir_core.pack import PACK_API, ImplSpec, KernelPack
-from ir_core.policy import OpPolicy, Policy, change_default, current, scope
-from ir_core.registry import RESERVED_PROVIDERS, register_op
-from ir_core.requirement import SM, AllOf, AnyOf, Feature, Kind, Requirement, parse_requirement
-from ir_core.selection import Candidate, Evidence, Selection, select
-from ir_core.target import Accepted, Capability, Rejected, Target
 from ir_core.version import __version__
+
+if TYPE_CHECKING:
+    from ir_core import ops
+    from ir_core.discovery import failures, get_op, packs, refresh
+    from ir_core.dispatch import enable_torch_wrap, set_default_torch_wrap
+    from ir_core.impl import IrOpImpl
+    from ir_core.op import IrOp
+    from ir_core.pack import PACK_API, ImplSpec, KernelPack
+    from ir_core.policy import OpPolicy, Policy, change_default, current, scope
+    from ir_core.registry import RESERVED_PROVIDERS, register_op
+    from ir_core.requirement import SM, AllOf, AnyOf, Feature, Kind, Requirement, parse_requirement
+    from ir_core.selection import Candidate, Evidence, Selection, select
+    from ir_core.target import Accepted, Capability, Rejected, Target
+
+# Where the public names are. They are imported when they are first used: torch takes seconds, and the command line
+# and its completion need most of them never.
+_HOMES = {
+    "discovery": ("failures", "get_op", "packs", "refresh"),
+    "dispatch": ("enable_torch_wrap", "set_default_torch_wrap"),
+    "impl": ("IrOpImpl",),
+    "op": ("IrOp",),
+    "pack": ("PACK_API", "ImplSpec", "KernelPack"),
+    "policy": ("OpPolicy", "Policy", "change_default", "current", "scope"),
+    "registry": ("RESERVED_PROVIDERS", "register_op"),
+    "requirement": ("SM", "AllOf", "AnyOf", "Feature", "Kind", "Requirement", "parse_requirement"),
+    "selection": ("Candidate", "Evidence", "Selection", "select"),
+    "target": ("Accepted", "Capability", "Rejected", "Target"),
+}
+_HOME = {name: home for home, names in _HOMES.items() for name in names}
+
+# Once: a later first import would put this module where the function of the same name belongs.
+_import_module("ir_core.failures")
+del globals()["failures"]
+
+
+def __getattr__(name: str) -> _Any:
+    if name in _HOME:
+        if name in ("IrOp", "register_op"):  # the registry has the core's ops in it, and their names are taken
+            _import_module("ir_core.ops")
+        value = getattr(_import_module(f"ir_core.{_HOME[name]}"), name)
+        globals()[name] = value
+        return value
+    if not name.startswith("_") and _importlib_util.find_spec(f"ir_core.{name}"):
+        return _import_module(f"ir_core.{name}")
+    raise AttributeError(f"module 'ir_core' has no attribute '{name}'")
+
+
+def __dir__() -> list[str]:
+    return __all__
 
 
 def compile(model: _Callable[..., _Any], *, policy: Policy | None = None, **kwargs: _Any) -> _Any:  # noqa: A001
