@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the benchmark scripts share: the machine's description, fair timing, and files of results."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import platform
+import timeit
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def machine() -> dict[str, Any]:
+    """The machine and the versions that a number was measured with."""
+    import torch
+
+    found: dict[str, Any] = {
+        "date": datetime.date.today().isoformat(),
+        "cpu": _cpu_name(),
+        "cores": torch.get_num_threads(),
+        "system": platform.system(),
+        "python": platform.python_version(),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+    }
+    for name in ("torch", "triton", "vllm", "ir-core", "ir-kernels-triton", "ir-vllm-adapter"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = None
+    return found
+
+
+def _cpu_name() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor()
+
+
+def interleaved(calls: dict[str, Callable[[], object]], *, number: int, rounds: int) -> dict[str, float]:
+    """Best seconds a call of each function; rounds alternate between them, so that noise hits all alike."""
+    best = dict.fromkeys(calls, float("inf"))
+    for _ in range(rounds):
+        for name, call in calls.items():
+            best[name] = min(best[name], timeit.timeit(call, number=number) / number)
+    return best
+
+
+def save(name: str, results: dict[str, Any]) -> Path:
+    """Write ``results/<name>.json`` with the machine's description."""
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{name}.json"
+    path.write_text(json.dumps({"machine": machine(), **results}, indent=2) + "\n")
+    return path
+
+
+def bars(name: str, title: str, unit: str, groups: dict[str, dict[str, float]]) -> Path | None:
+    """Draw ``results/<name>.png``: one group of bars a case, one colour a contender; ``None`` without matplotlib."""
+    try:
+        import matplotlib
+    except ImportError:
+        return None
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    contenders = list(dict.fromkeys(c for group in groups.values() for c in group))
+    figure, axes = pyplot.subplots(figsize=(8, 0.6 + 0.45 * len(groups) * max(len(contenders), 1)))
+    height = 0.8 / len(contenders)
+    for i, contender in enumerate(contenders):
+        at = [row + (i - (len(contenders) - 1) / 2) * height for row in range(len(groups))]
+        drawn = axes.barh(at, [g.get(contender, 0.0) for g in groups.values()], height * 0.92, label=contender)
+        axes.bar_label(drawn, fmt="%.3g", padding=3)
+    axes.set_yticks(range(len(groups)), list(groups))
+    axes.invert_yaxis()
+    axes.set_xlabel(unit)
+    axes.set_title(title)
+    axes.margins(x=0.15)
+    axes.legend()
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.tight_layout()
+    path = RESULTS / f"{name}.png"
+    figure.savefig(path, dpi=110)
+    return path
