@@ -220,9 +220,16 @@ def test_vllm_installs_the_lists_and_restores_them(invariant: pytest.MonkeyPatch
         from vllm.forward_context import set_forward_context
 
         before = op.get_priority()
-        with pytest.raises(KeyError), set_forward_context(None, config):
-            assert op.get_priority() == ["portable"]
-            raise KeyError
+        seen: list[list[str]] = []
+
+        def a_pass_that_fails() -> None:
+            with set_forward_context(None, config):
+                seen.append(op.get_priority())
+                raise KeyError
+
+        with pytest.raises(KeyError):
+            a_pass_that_fails()
+        assert seen == [["portable"]]
         assert op.get_priority() == before
     else:
         config.kernel_config.ir_op_priority.set_default()
