@@ -188,15 +188,18 @@ class Table:
         """Select for arguments with new facts, remember the outcome, and run it."""
         if _tracing():
             return _call_traced(self.op, self.inplace, *args)
-        requirement = self._policy()
-        chosen, impl = resolve(self.op, requirement, args)
-        if not torch._C._len_torch_dispatch_stack():  # facts of fake tensors may be symbols
-            self._remember(chosen, impl, args)
-        if not self.kernel and torch.is_grad_enabled():
-            if any(isinstance(arg, torch.Tensor) and arg.requires_grad for arg in args):
-                overload = self.op._library.inplace if self.inplace else self.op._library.functional
-                assert overload is not None
-                return overload(*args)
+        tensors = [arg for arg in args if isinstance(arg, torch.Tensor)]
+        shapes_only = any(tensor.is_meta for tensor in tensors)
+        if not shapes_only:
+            chosen, impl = resolve(self.op, self._policy(), args)
+            if not torch._C._len_torch_dispatch_stack():  # facts of fake tensors may be symbols
+                self._remember(chosen, impl, args)
+        if not self.kernel and torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
+            overload = self.op._library.inplace if self.inplace else self.op._library.functional
+            assert overload is not None
+            return overload(*args)
+        if shapes_only:  # no data to run an implementation on
+            return self.op._fake_fn(*args)
         return impl.impl_fn(*args) if self.inplace else impl.func_impl_fn(*args)
 
     def _remember(self, chosen: Selection, impl: IrOpImpl, args: Sequence[Any]) -> None:
@@ -231,8 +234,8 @@ def _conditions(op: IrOp, chosen: Selection, args: Sequence[Any]) -> tuple[tuple
     conditions: list[str] = []
     constants: dict[str, Any] = {}
     first = next((p for p, arg in zip(op.params, args, strict=True) if isinstance(arg, torch.Tensor)), None)
-    if first is not None and (test := _device_test(first, chosen.target.device)):
-        conditions.append(test)
+    if first is not None:
+        conditions.append(_device_test(first, chosen.target.device))
     order = {"none": 0, "dtype": 1, "value": 2, "ndim": 3}
     for name, fact, value in sorted(chosen.reads, key=lambda read: order.get(read[1], 9)):
         kind, _, arg = fact.partition(":")
@@ -252,9 +255,7 @@ def _device_test(name: str, device: str) -> str:
     """The cheapest test that a tensor is on ``device``, among the devices that this process has."""
     kinds = {target.device.partition(":")[0] for target in platforms.targets()}
     kind, _, index = device.partition(":")
-    if kinds == {"cpu"}:
-        return "" if kind == "cpu" else f"str({name}.device) == {device!r}"
-    if kind == "cpu":
+    if kind == "cpu":  # also where there is nothing else: meta tensors hold no data
         return f"{name}.is_cpu"
     if kinds == {"cpu", kind}:  # a device without an index, the CPU among them, answers -1
         return f"{name}.get_device() == {index or 0}"

@@ -1,0 +1,521 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Call: the fast path runs what a fresh selection would choose, for every combination of facts."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+import ir_core
+from ir_core import dispatch, policy
+from ir_core.errors import SelectionError
+from ir_core.policy import OpPolicy, Policy
+
+pytestmark = pytest.mark.usefixtures("alone")
+
+PROVIDERS = ("half_only", "wide", "weighted", "scaled", "vector", "any_strided")
+
+
+def body(x: Tensor, weight: Tensor | None, scale: float = 1.0, size: int | None = None, mode: str = "none") -> Tensor:
+    return x.clone()
+
+
+def make_op(name: str = "probe", **kwargs) -> ir_core.IrOp:
+    """An op with one implementation for each kind of fact; implementation n adds n."""
+    op = ir_core.register_op(body, name=name, **kwargs)
+    predicates = {
+        "half_only": lambda x, weight, scale=1.0, size=None, mode="none": x.dtype is torch.float16,
+        "wide": lambda x, weight, scale=1.0, size=None, mode="none": x.shape[-1] >= 8 and x.ndim > 1,
+        "weighted": lambda x, weight, scale=1.0, size=None, mode="none": weight is not None
+        and weight.dtype is x.dtype
+        and weight.shape[0] == 4,
+        "scaled": lambda x, weight, scale=1.0, size=None, mode="none": scale > 1,
+        "vector": lambda x, weight, scale=1.0, size=None, mode="none": mode == "vector"
+        and (size is None or size < 3),
+        "any_strided": lambda x, weight, scale=1.0, size=None, mode="none": x.ndim > 0 and x.stride(-1) != 1,
+    }
+    for number, provider in enumerate(PROVIDERS, 1):
+        op.register_impl(provider, supports_args=predicates[provider])(_adding(number))
+    return op
+
+
+def _adding(number: int):
+    def impl(
+        x: Tensor, weight: Tensor | None, scale: float = 1.0, size: int | None = None, mode: str = "none"
+    ) -> Tensor:
+        return x + number
+
+    return impl
+
+
+def ran(result: Tensor) -> str:
+    return ("native", *PROVIDERS)[int(result.reshape(-1)[0])]
+
+
+calls = st.fixed_dictionaries(
+    {
+        "dtype": st.sampled_from([torch.float32, torch.float16, torch.bfloat16]),
+        "shape": st.sampled_from([(4,), (1, 4), (3, 4), (2, 8), (2, 2, 8), (5, 16), (1,)]),
+        "transposed": st.booleans(),
+        "weight": st.sampled_from([None, (4, torch.float32), (4, torch.float16), (8, torch.float32)]),
+        "scale": st.sampled_from([0.5, 1.0, 2.0]),
+        "size": st.sampled_from([None, 1, 4]),
+        "mode": st.sampled_from(["none", "vector"]),
+    }
+)
+
+
+def arguments(call) -> tuple:
+    x = torch.zeros(call["shape"], dtype=call["dtype"])
+    if call["transposed"] and x.ndim > 1:
+        x = x.transpose(-1, -2)
+    weight = call["weight"] and torch.zeros(call["weight"][0], dtype=call["weight"][1])
+    return x, weight, call["scale"], call["size"], call["mode"]
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@given(
+    many=st.lists(calls, min_size=3, max_size=10),
+    order=st.permutations(PROVIDERS),
+    wrap=st.booleans(),
+    scoped=st.booleans(),
+)
+def test_the_fast_path_chooses_as_a_selection_would(many, order, wrap, scoped):
+    if "probe" not in ir_core.IrOp.registry:
+        make_op()
+    op = ir_core.IrOp.registry["probe"]
+    asked = Policy(ops={"probe": OpPolicy(prefer=tuple(order))})
+    target = ir_core.Target(device="cpu", kind="cpu")
+    expected = [ir_core.select(op, asked, target, arguments(call)).provider for call in many]
+    policy.reset_default(forget_changes=True)
+    if not scoped:
+        op.set_default(order)
+    with ir_core.enable_torch_wrap(wrap), ir_core.scope(asked if scoped else policy.default()):
+        for _ in range(2):  # the slow path, and the fast one after all of them
+            found = [ran(op(*arguments(call))) for call in many]
+            assert found == expected
+            assert [op.dispatch(*arguments(call)).provider for call in many] == expected
+
+
+@pytest.mark.parametrize("wrap", [True, False])
+def test_every_way_to_pass_an_argument(wrap: bool):
+    op = make_op()
+    x, w = torch.zeros(2, 4), torch.zeros(4)
+    with op.set_priority(["scaled", "vector"]), ir_core.enable_torch_wrap(wrap):
+        for _ in range(2):
+            assert ran(op(x, w)) == "native"
+            assert ran(op(x, None, 2.0)) == "scaled"
+            assert ran(op(x=x, weight=None, scale=2.0)) == "scaled"
+            assert ran(op(x, mode="vector", weight=w)) == "vector"
+            assert ran(op(x, w, 1.0, 4, "vector")) == "native"
+            assert ran(op(x, w, size=2, mode="vector")) == "vector"
+            assert op.dispatch(x, weight=w, mode="vector").provider == "vector"
+    with ir_core.enable_torch_wrap(False):
+        for args, kwargs in (((x,), {}), ((x, w, 1.0, None, "none", 1), {}), ((x, w), {"x": x}), ((x, w), {"nope": 1})):
+            with pytest.raises(TypeError):
+                op(*args, **kwargs)
+
+
+@pytest.mark.parametrize("wrap", [True, False])
+def test_more_shapes_than_are_remembered(wrap: bool):
+    op = make_op()
+    with op.set_priority(["wide"]), ir_core.enable_torch_wrap(wrap):
+        for _ in range(2):
+            for width in range(1, dispatch.MAX_ENTRIES + 20):
+                assert ran(op(torch.zeros(2, width), None)) == ("wide" if width >= 8 else "native")
+        tables = [t for t in op._tables.values() if t._entries]
+        assert tables
+        assert all(len(t._entries) <= dispatch.MAX_ENTRIES for t in tables)
+
+
+def test_the_number_of_rows_is_not_part_of_what_is_remembered():
+    op = make_op()
+    with op.set_priority(["wide"]), ir_core.enable_torch_wrap(False):
+        for rows in (1, 2, 0, 33):
+            op(torch.zeros(rows, 16), None)
+        assert sum(len(table._entries) for table in op._tables.values()) == 1
+
+
+def selections(op, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The list that every later selection for ``op`` is added to."""
+    made: list[str] = []
+    resolve = dispatch.resolve
+
+    def counted(of, *args, **kwargs):
+        chosen, impl = resolve(of, *args, **kwargs)
+        made.append(impl.provider)
+        return chosen, impl
+
+    monkeypatch.setattr(dispatch, "resolve", counted)
+    return made
+
+
+@pytest.mark.parametrize("wrap", [True, False])
+def test_equal_facts_are_selected_for_once_and_again_after_a_change(wrap: bool, monkeypatch: pytest.MonkeyPatch):
+    op = make_op()
+    ir_core.set_default_torch_wrap(wrap)
+    x = torch.zeros(2, 16)
+    op(x, None)  # discovery, once
+    made = selections(op, monkeypatch)
+
+    def again(expected: str) -> None:
+        made.clear()
+        for _ in range(3):
+            assert ran(op(x, None)) == expected
+        assert made == [expected]
+
+    op.set_default(["wide"])
+    again("wide")
+    op.set_default(["native"])
+    again("native")
+    op.set_default(["half_only", "wide"])
+    again("wide")
+    op.unregister_impl("half_only")
+    op.register_impl("half_only")(_adding(1))
+    again("half_only")
+    op.unregister_impl("half_only")
+    op.set_default(["wide"])
+    again("wide")
+    policy.reset_default()
+    again("wide")
+    ir_core.refresh()
+    again("wide")
+    ir_core.set_default_torch_wrap(wrap)
+    again("wide")
+
+
+def test_one_op_does_not_disturb_another(monkeypatch: pytest.MonkeyPatch):
+    op, other = make_op(), make_op("other_probe")
+    x = torch.zeros(2, 16)
+    op(x, None)
+    other(x, None)
+    made = selections(op, monkeypatch)
+    other.register_impl("more")(_adding(1))
+    op(x, None)
+    assert made == []
+
+
+def test_policies_have_tables_of_their_own(monkeypatch: pytest.MonkeyPatch):
+    op = make_op()
+    x = torch.zeros(2, 16)
+    op(x, None)
+    made = selections(op, monkeypatch)
+    for _ in range(3):
+        with op.set_priority(["wide"]):
+            assert ran(op(x, None)) == "wide"
+        assert ran(op(x, None)) == "native"
+    assert made.count("wide") == 1
+
+
+def test_torch_wrap_decides_whether_torch_sees_the_op():
+    op = make_op()
+    x = torch.zeros(2, 16)
+
+    class Seen(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            names.append(str(func))
+            return func(*args, **(kwargs or {}))
+
+    for wrap in (True, False, True):
+        names: list[str] = []
+        with ir_core.enable_torch_wrap(wrap), Seen():
+            op(x, None)
+        assert ("ir_core.probe.default" in names) is wrap
+
+
+# -- in place
+
+
+def pair(x: Tensor, x_other: Tensor, scale: float = 2.0) -> tuple[Tensor, Tensor]:
+    return x * scale, x_other * scale
+
+
+@pytest.fixture
+def pair_op():
+    op = ir_core.register_op(pair, allow_inplace=True)
+
+    @op.register_impl("in_place", inplace=True)
+    def in_place(x: Tensor, x_other: Tensor, scale: float = 2.0) -> tuple[Tensor, Tensor]:
+        return x.mul_(scale), x_other.mul_(scale)
+
+    @op.register_impl("fresh")
+    def fresh(x: Tensor, x_other: Tensor, scale: float = 2.0) -> tuple[Tensor, Tensor]:
+        return x * scale, x_other * scale
+
+    return op
+
+
+CALLS = [
+    lambda f, a, b: f(a, b),
+    lambda f, a, b: f(a, b, 2.0),
+    lambda f, a, b: f(a, x_other=b),
+    lambda f, a, b: f(x_other=b, x=a),
+    lambda f, a, b: f(scale=2.0, x_other=b, x=a),
+]
+
+
+@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize("wrap", [True, False])
+def test_the_functional_overload_leaves_its_inputs_alone(pair_op, wrap: bool, call):
+    for provider in ("in_place", "fresh", "native"):
+        with pair_op.set_priority([provider]), ir_core.enable_torch_wrap(wrap):
+            for _ in range(2):
+                a, b = torch.ones(3), torch.ones(3)
+                out = call(pair_op, a, b)
+                assert all(torch.equal(t, torch.full((3,), 2.0)) for t in out)
+                assert torch.equal(a, torch.ones(3))
+                assert torch.equal(b, torch.ones(3))
+                assert out[0].data_ptr() != a.data_ptr()
+
+
+@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize("wrap", [True, False])
+def test_the_donating_overload_may_reuse_its_inputs(pair_op, wrap: bool, call):
+    for provider in ("in_place", "fresh", "native"):
+        with pair_op.set_priority([provider]), ir_core.enable_torch_wrap(wrap):
+            for _ in range(2):
+                a, b = torch.ones(3), torch.ones(3)
+                out = call(pair_op.maybe_inplace, a, b)
+                assert all(torch.equal(t, torch.full((3,), 2.0)) for t in out)
+                assert (out[0] is a) == (provider == "in_place") or wrap
+                assert (out[0].data_ptr() == a.data_ptr()) is (provider == "in_place")
+
+
+def test_func_impl_fn_copies_whatever_way_the_arguments_come(pair_op):
+    impl = pair_op.impls["in_place"]
+    for call in CALLS:
+        a, b = torch.ones(3), torch.ones(3)
+        call(impl.func_impl_fn, a, b)
+        assert torch.equal(a, b)
+        assert a[0] == 1
+
+
+def test_the_torch_ops_of_an_implementation(pair_op):
+    overload = pair_op._library.provider("in_place")
+    a, b = torch.ones(3), torch.ones(3)
+    assert overload(a, b, 3.0)[0][0] == 3
+    assert a[0] == 1
+    assert pair_op._library.provider("in_place", inplace=True)(a, b, 3.0) is None
+    assert a[0] == b[0] == 3
+    assert repr(pair_op.maybe_inplace) == "IrOp('pair').maybe_inplace"
+    assert pair_op.maybe_inplace.torch_op is torch.ops.ir_core.pair.maybe_inplace
+    torch.library.opcheck(overload, (a, b, 3.0), test_utils=("test_schema", "test_faketensor"))
+    torch.library.opcheck(pair_op.torch_op, (a, b, 3.0), test_utils=("test_schema", "test_faketensor"))
+
+
+def test_a_sloppy_in_place_implementation_still_has_its_results_where_they_belong():
+    op = ir_core.register_op(pair, name="sloppy_pair", allow_inplace=True)
+
+    @op.register_impl("sloppy", inplace=True)
+    def sloppy(x: Tensor, x_other: Tensor, scale: float = 2.0) -> tuple[Tensor, Tensor]:
+        return x * scale, x_other.mul_(scale)  # one new, one reused
+
+    a, b = torch.ones(3), torch.ones(3)
+    op._library.provider("sloppy", inplace=True)(a, b)
+    assert a[0] == b[0] == 2
+
+
+def test_expanded_activations_are_copied_before_they_are_written(pair_op):
+    a = torch.ones(1, 3).expand(4, 3)
+    with pair_op.set_priority(["in_place"]):
+        for wrap in (True, False):
+            with ir_core.enable_torch_wrap(wrap):
+                out, _ = pair_op(a, a)
+                assert torch.equal(out, torch.full((4, 3), 2.0))
+
+
+# -- tensors of other kinds
+
+
+@pytest.mark.parametrize("wrap", [True, False])
+def test_meta_tensors(wrap: bool):
+    """They have shapes and no data: no implementation runs on them, however well their facts fit."""
+    op = make_op()
+    op.unregister_impl("wide")
+
+    @op.register_impl("wide")
+    def wide(
+        x: Tensor, weight: Tensor | None, scale: float = 1.0, size: int | None = None, mode: str = "none"
+    ) -> Tensor:
+        return torch.from_numpy(x.numpy() + 2)
+
+    with op.set_priority(["wide"]), ir_core.enable_torch_wrap(wrap):
+        for _ in range(2):
+            out = op(torch.zeros(2, 16, device="meta"), None)
+            assert out.device.type == "meta"
+            assert out.shape == (2, 16)
+            assert ran(op(torch.zeros(2, 16), None)) == "wide"
+        assert op(torch.zeros(2, 16, device="meta", requires_grad=True), None).requires_grad
+
+
+@pytest.mark.parametrize("wrap", [True, False])
+def test_fake_tensors_leave_nothing_behind(wrap: bool):
+    op = make_op()
+    with op.set_priority(["wide"]), ir_core.enable_torch_wrap(wrap):
+        with FakeTensorMode():
+            out = op(torch.zeros(2, 16, dtype=torch.bfloat16), None)
+            assert out.shape == (2, 16)
+            assert out.dtype is torch.bfloat16
+        assert not any(table._entries for table in op._tables.values())
+        assert ran(op(torch.zeros(2, 16), None)) == "wide"
+        with FakeTensorMode():
+            assert op(torch.zeros(2, 16), None).shape == (2, 16)
+
+
+def test_fake_uses_native_or_what_is_registered():
+    op = make_op()
+    with FakeTensorMode():
+        assert op(torch.zeros(3, 16), None).shape == (3, 16)
+    op.register_fake(lambda x, *rest: x.new_empty(7, 7))
+    with FakeTensorMode():
+        assert op(torch.zeros(3, 16), None).shape == (7, 7)
+    for wrap in (True, False):
+        with ir_core.enable_torch_wrap(wrap):
+            assert op(torch.zeros(3, 16, device="meta"), None).shape == (7, 7)
+    assert op(torch.zeros(3, 16), None).shape == (3, 16)
+
+
+@pytest.mark.parametrize("wrap", [True, False])
+@pytest.mark.parametrize("mode", [torch.inference_mode, torch.no_grad, torch.enable_grad])
+def test_gradient_modes(wrap: bool, mode):
+    op = make_op()
+    plain, learned = torch.zeros(2, 16), torch.zeros(2, 16, requires_grad=True)
+    with op.set_priority(["wide"]), ir_core.enable_torch_wrap(wrap):
+        for x, _ in itertools.product((plain, learned), range(2)):
+            with mode():
+                out = op(x, None)
+            assert ran(out.detach()) == "wide"
+            assert out.requires_grad is (x.requires_grad and mode is torch.enable_grad)
+        with torch.inference_mode():
+            inference = torch.zeros(2, 16)
+            assert op(inference, None).is_inference()
+        assert ran(op(inference, None)) == "wide"
+
+
+class Loud(torch.Tensor):
+    """A subclass with a torch function; it sees every torch op that its instances go into."""
+
+    seen: list[str] = []
+
+    @classmethod
+    def __torch_function__(cls, func, types, args=(), kwargs=None):
+        cls.seen.append(getattr(func, "__name__", str(func)))
+        return super().__torch_function__(func, types, args, kwargs or {})
+
+
+@pytest.mark.parametrize("wrap", [True, False])
+def test_subclasses(wrap: bool):
+    op = make_op()
+    with op.set_priority(["wide"]), ir_core.enable_torch_wrap(wrap):
+        for _ in range(2):
+            out = op(torch.zeros(2, 16).as_subclass(Loud), None)
+            assert isinstance(out, Loud)
+            assert ran(out.as_subclass(Tensor)) == "wide"
+        parameter = torch.nn.Parameter(torch.zeros(2, 16))
+        assert ran(op(parameter, None).detach()) == "wide"
+
+
+@pytest.mark.parametrize("wrap", [True, False])
+def test_a_subclass_with_torch_dispatch_gets_the_op(wrap: bool):
+    from torch.testing._internal.two_tensor import TwoTensor
+
+    op = make_op()
+    x = TwoTensor(torch.zeros(2, 16), torch.zeros(2, 16))
+    with op.set_priority(["wide"]), ir_core.enable_torch_wrap(wrap):
+        out = op(x, None)
+    assert isinstance(out, TwoTensor)
+    assert ran(out.a) == ran(out.b) == "wide"
+
+
+def test_zero_dimensions_and_no_elements():
+    op = make_op()
+    with op.set_priority(["wide", "any_strided"]), ir_core.enable_torch_wrap(False):
+        for _ in range(2):
+            assert op(torch.zeros(()), None).shape == ()
+            assert op(torch.zeros(0, 16), None).shape == (0, 16)
+            assert op(torch.zeros(0), None).shape == (0,)
+
+
+# -- what is logged
+
+
+def test_a_fallback_is_logged_once_with_its_reason(caplog: pytest.LogCaptureFixture):
+    op = make_op("logged_probe")
+    with caplog.at_level(logging.INFO, "ir_core"), op.set_priority(["half_only"]):
+        for _ in range(3):
+            op(torch.zeros(2, 16), None)
+            op(torch.zeros(2, 16, dtype=torch.float16), None)
+    messages = [(r.levelname, r.getMessage()) for r in caplog.records]
+    assert [level for level, text in messages] == ["WARNING", "INFO"]
+    assert "logged_probe runs native on cpu. half_only: " in messages[0][1]
+    assert "half_only refuses" in messages[0][1] or "refuses these arguments" in messages[0][1]
+    assert messages[1][1] == "logged_probe runs half_only on cpu"
+
+
+def test_falling_to_portable_is_said(caplog: pytest.LogCaptureFixture):
+    def reduce(x: Tensor) -> Tensor:
+        return x.clone()
+
+    op = ir_core.register_op(reduce, name="slow_probe", has_reduction=True)
+    op._register_builtin("portable", batch_invariant=True)(reduce)
+    op.register_impl("quick", batch_invariant=True, supports_args=lambda x: "only on Sundays")(reduce)
+    with caplog.at_level(logging.WARNING, "ir_core"), ir_core.scope(batch_invariant=True):
+        op(torch.zeros(2))
+    assert "slow_probe runs portable on cpu. quick: only on Sundays" in caplog.text
+
+
+def test_an_error_of_an_implementation_is_its_own():
+    op = make_op()
+
+    @op.register_impl("broken")
+    def broken(
+        x: Tensor, weight: Tensor | None, scale: float = 1.0, size: int | None = None, mode: str = "none"
+    ) -> Tensor:
+        raise ZeroDivisionError("mine")
+
+    for wrap in (True, False):
+        with op.set_priority(["broken"]), ir_core.enable_torch_wrap(wrap):
+            for _ in range(2):
+                with pytest.raises(ZeroDivisionError, match="mine"):
+                    op(torch.zeros(2), None)
+
+
+def test_an_op_without_tensors():
+    @ir_core.register_op
+    def filled(size: int, value: float = 1.0) -> Tensor:
+        return torch.full((size,), value)
+
+    for wrap in (True, False):
+        with ir_core.enable_torch_wrap(wrap):
+            assert filled(3).tolist() == [1.0] * 3
+            assert filled(size=2, value=2.0).tolist() == [2.0] * 2
+
+
+def test_an_op_without_an_acceptable_implementation_keeps_failing():
+    op = make_op()
+    with ir_core.scope(Policy(ops={"probe": OpPolicy(only=("half_only",))})):
+        for _ in range(2):
+            with pytest.raises(SelectionError):
+                op(torch.zeros(2, 4), None)
+            assert ran(op(torch.zeros(2, 4, dtype=torch.float16), None)) == "half_only"
+
+
+def test_an_op_called_by_an_implementation_of_another():
+    inner = make_op()
+
+    @ir_core.register_op
+    def outer(x: Tensor) -> Tensor:
+        return inner(x, None)
+
+    x = torch.zeros(2, 16)
+    for wrap in (True, False):
+        with ir_core.enable_torch_wrap(wrap), inner.set_priority(["wide"]):
+            assert ran(outer(x)) == "wide"
+        assert ran(outer(x)) == "native"
