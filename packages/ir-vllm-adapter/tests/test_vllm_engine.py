@@ -103,7 +103,7 @@ class Engines:
         command = [sys.executable, "-m", "ir_vllm_testbed.run", "spec.json", "result.json"]
         with (folder / "log.txt").open("w") as log:
             done = subprocess.run(
-                command, cwd=folder, env=env, stdout=log, stderr=subprocess.STDOUT, timeout=900
+                command, cwd=folder, env=env, stdout=log, stderr=subprocess.STDOUT, timeout=1800
             )
         text = (folder / "log.txt").read_text()
         assert done.returncode == 0, f"engine run {name} failed:\n{text[-6000:]}"

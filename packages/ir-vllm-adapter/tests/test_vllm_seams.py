@@ -6,7 +6,10 @@ Everything happens in this process; `attached` attaches the adapter as vLLM's pl
 
 from __future__ import annotations
 
+import json
 import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -241,6 +244,7 @@ def test_a_worker_follows_the_lists_it_was_sent(invariant: pytest.MonkeyPatch) -
     config = vllm_config(rms_norm=["portable"])
     core_policy.reset_default(forget_changes=True)
     ir_seam.adopt(config.kernel_config.ir_op_priority)
+    assert ir_core.current().for_op("fused_add_rms_norm").named == ()  # what nobody named stays nobody's wish
     assert ir_core.ops.rms_norm.dispatch(torch.ones(2, 8), None, EPS).provider == "portable"
 
 
@@ -561,6 +565,18 @@ def test_calls_that_never_came_are_warned_about(layers: Any, monkeypatch: pytest
     counters.CALLS["layer:rms_norm/portable"] += 1
     worker.check_calls()
     assert log.LINES == []
+
+
+def test_the_command_prints_data_and_nothing_else_on_stdout() -> None:
+    command = [sys.executable, "-m", "ir_vllm_adapter", "status", "--json"]
+    env = os.environ | {"VLLM_BATCH_INVARIANT": "1", "IR_PACKS": "ir-kernels-triton"}
+    data = json.loads(subprocess.run(command, env=env, capture_output=True, text=True, check=True).stdout)
+    assert data["enabled"]
+    assert data["vllm"]["version"] == compat.host().version
+    assert {row["layer"]: row["taken_over"] for row in data["layers"]} == {
+        "RMSNorm": True,
+        "GemmaRMSNorm": True,
+    }
 
 
 def test_vllm_plugins_decides(settings: pytest.MonkeyPatch) -> None:

@@ -4,10 +4,12 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import sys
+from typing import Any
 
-from ir_vllm_adapter import compat, hooks, layer_seam, log, plugin
+from ir_vllm_adapter import compat, hooks, layer_seam, log, plugin, status
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -20,16 +22,20 @@ def main(argv: list[str] | None = None) -> int:
     status_parser.add_argument("--json", action="store_true", help="print the same facts as JSON")
     options = parser.parse_args(argv)
 
-    from ir_vllm_adapter import status
+    # vLLM's log handler takes the stdout of the moment it is set up; stdout is for the data.
+    with contextlib.redirect_stdout(sys.stderr):
+        data = _facts()
+    sys.stdout.write((json.dumps(data, indent=2) if options.json else status.render(data)) + "\n")
+    return 0
 
+
+def _facts() -> dict[str, Any]:
+    """Attach to the vLLM of this environment as its front end and a worker would, and look."""
     if compat.host().behaviour is not None:
         plugin.register()
         hooks.attach_all()
         log.guarded("take over the norm layers", layer_seam.install)
-    data = status.collect()
-    text = json.dumps(data, indent=2) if options.json else status.render(data)
-    sys.stdout.write(text + "\n")
-    return 0
+    return status.collect()
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 from ir_vllm_adapter.errors import AgreementError
@@ -47,8 +47,12 @@ def compare(ballots: Sequence[Ballot]) -> None:
             )
 
 
-def check(group: Any, mine: Ballot) -> None:
+def check(group: Any, mine: Callable[[], Ballot]) -> None:
     """Exchange ballots over vLLM's tensor-parallel group (its CPU group) and compare them. A collective call.
+
+    Args:
+        group: vLLM's GroupCoordinator; a lone rank asks nobody.
+        mine: makes this rank's ballot.
 
     Raises:
         AgreementError: on every rank alike.
@@ -58,5 +62,5 @@ def check(group: Any, mine: Ballot) -> None:
     if group.world_size == 1:
         return
     gathered: list[Any] = [None] * group.world_size
-    dist.all_gather_object(gathered, mine, group=group.cpu_group)
+    dist.all_gather_object(gathered, mine(), group=group.cpu_group)
     compare(gathered)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -307,18 +307,22 @@ def adopt(config: Any) -> None:
 
     policy = current()
     for name in _list_names(config):
-        names = getattr(config, name)
-        if policy.invariant(name) and not policy.disabled and list(policy.for_op(name).prefer) != list(names):
+        names = list(getattr(config, name))
+        if policy.disabled or not policy.invariant(name) or list(policy.for_op(name).named) == names:
+            continue
+        if names != guard(
+            name, policy.for_op(name).named
+        ):  # the order that ir-core has anyway is nobody's wish
             _adopt_names(name, names)
 
 
-def guard(name: str, names: list[str]) -> list[str]:
+def guard(name: str, names: Sequence[str]) -> list[str]:
     """A list that anybody hands to vLLM's op, as batch-invariant mode allows it; unchanged otherwise."""
     from ir_core import current
 
     policy = current()
     if policy.disabled or not policy.invariant(name) or name not in OURS:
-        return names
+        return list(names)
     key = (name, tuple(names), policy)
     if key not in _guarded:  # 0.20 sets its lists in every forward pass
         # A list that reaches an op need not come from the user: native counts only where ir-core was told of it.

@@ -67,7 +67,7 @@ def _start(wrapper: Any) -> None:
     set_default_torch_wrap(False)
     _wrap_method(worker, "load_model", after=lambda: _loaded(worker))
     _wrap_method(worker, "compile_or_warm_up_model", before=lambda: _announce(worker), after=_check_warm_up)
-    agreement.check(_tensor_parallel_group(), agreement.ballot(STATE.index))
+    agreement.check(_tensor_parallel_group(), lambda: agreement.ballot(STATE.index))
 
 
 def _vouch() -> None:
