@@ -30,13 +30,20 @@ LAYERS: Final[dict[str, tuple[str, ...]]] = {
 }
 # GPU targets whose kernels are compiled everywhere and run where there is such a card.
 TARGETS: Final = ("sm80", "sm86", "sm89", "sm90", "sm100", "sm120")
-# Supported vLLM -> how its session runs: "engine" drives the real engine, "seams" checks registration,
-# priorities, hashes and both seams. Each has its trio in constraints/vllm-<version>.txt.
+# Supported vLLM -> the trio of torch, Triton and vLLM that were released together.
 VLLM_VERSIONS: Final[dict[str, str]] = {
-    "0.20.0": "seams",
-    "0.26.0": "seams",
-    "0.32.0": "engine",
-    "0.33.0": "seams",
+    "0.20.0": "constraints/vllm-0.20.0.txt",
+    "0.26.0": "constraints/vllm-0.26.0.txt",
+    "0.32.0": "constraints/vllm-0.32.0.txt",
+    "0.33.0": "constraints/vllm-0.33.0.txt",
+}
+
+# Benchmark -> the trio whose vLLM stands beside us in it, and whether it needs a GPU.
+BENCHMARKS: Final[dict[str, tuple[str, bool]]] = {
+    "eager_dispatch": ("0.32.0", False),
+    "lowering": ("0.32.0", False),
+    "norms": ("0.26.0", True),
+    "vllm_latency": ("0.26.0", True),
 }
 
 EVERYDAY: Final = "constraints/everyday.txt"
@@ -178,12 +185,20 @@ def types(session: nox.Session) -> None:
     session.run("mypy", *session.posargs)
 
 
-def present_target() -> str:
-    """Code that prints the sm of the first visible NVIDIA GPU, or nothing."""
-    return (
-        "import torch\n"
-        "if torch.cuda.is_available(): print('sm%d%d' % torch.cuda.get_device_capability(0))"
-    )  # fmt: skip
+def card(session: nox.Session) -> str:
+    """The sm of the first visible NVIDIA GPU of this machine, or nothing."""
+    code = (
+        "import torch as t; print('sm%d%d' % t.cuda.get_device_capability() if t.cuda.is_available() else '')"
+    )
+    return str(session.run("python", "-c", code, silent=True) or "").strip()
+
+
+def install_beside_vllm(session: nox.Session, version: str, *extra: str) -> None:
+    """Install the four distributions beside the real vLLM of this version, and ``extra``."""
+    install_editable(session, "vllm", *extra, constraints=VLLM_VERSIONS[version])
+    # Built for CUDA: beside a CPU torch they break `import transformers`.
+    unwanted = ("torchvision", "torchaudio", "torchcodec")
+    session.run("python", "-m", "pip", "uninstall", "--quiet", "--yes", *unwanted)
 
 
 @nox.session(default=False)
@@ -192,11 +207,11 @@ def gpu(session: nox.Session, target: str) -> None:
     """Compile every kernel for one GPU target, anywhere; run the GPU tests where there is such a card."""
     install_editable(session, *group("tests"))
     pytest(session, "packages/ir-kernels-triton/tests/test_static_proof.py", IR_PROOF_TARGET=target)
-    card = str(session.run("python", "-c", present_target(), silent=True) or "").strip()
-    if card == target:
+    present = card(session)
+    if present == target:
         pytest(session, "-m", "gpu and not vllm", "packages", "tests", *session.posargs, require="gpu")
         return
-    verdict = f"kernels compile for {target}, but were not run: this machine has {card or 'no NVIDIA GPU'}"
+    verdict = f"kernels compile for {target}, but were not run: this machine has {present or 'no NVIDIA GPU'}"
     if os.environ.get("IR_REQUIRE_TARGET") == target:
         session.error(f"{verdict}, and IR_REQUIRE_TARGET={target}")
     session.skip(verdict)
@@ -222,21 +237,10 @@ def packs(session: nox.Session) -> None:
 @nox.parametrize("version", [nox.param(version, id=version) for version in VLLM_VERSIONS])
 def vllm(session: nox.Session, version: str) -> None:
     """The adapter inside the real vLLM of one version; 0.32.0 runs the engine itself, on the CPU."""
-    trio = f"constraints/vllm-{version}.txt"
-    session.install("-c", trio, *requirements(*LAYERS))
-    session.install("-c", trio, "vllm", "triton", *group("tests"), "hatchling", "editables")
-    # Built for CUDA: beside a CPU torch they break `import transformers`.
-    session.run(
-        "python", "-m", "pip", "uninstall", "--quiet", "--yes", "torchvision", "torchaudio", "torchcodec"
-    )
-    editable = [flag for dist in LAYERS for flag in ("-e", f"packages/{dist}")]
-    session.install(
-        "--no-deps", "--no-build-isolation", *editable, "-e", "packages/ir-vllm-adapter/tests/engine"
-    )
-    pytest(
-        session, "-m", "vllm and not gpu", "packages/ir-vllm-adapter/tests", *session.posargs,
-        require="vllm", IR_VLLM_MODE=VLLM_VERSIONS[version],
-    )  # fmt: skip
+    install_beside_vllm(session, version, *group("tests"))
+    session.install("--no-deps", "--no-build-isolation", "-e", "packages/ir-vllm-adapter/tests/engine")
+    selection = ("-m", "vllm and not gpu", "packages/ir-vllm-adapter/tests")
+    pytest(session, *selection, *session.posargs, require="vllm")
 
 
 @nox.session(default=False)
@@ -247,12 +251,14 @@ def minimums(session: nox.Session) -> None:
 
 
 @nox.session(default=False)
-def bench(session: nox.Session) -> None:
-    """The benchmarks that this machine can run; results go to benchmarks/results."""
-    install_editable(session, "matplotlib")
-    scripts = session.posargs or sorted(str(path) for path in (ROOT / "benchmarks").glob("*.py"))
-    for script in scripts:
-        session.run("python", script)
+@nox.parametrize("script", [nox.param(script, id=script) for script in BENCHMARKS])
+def bench(session: nox.Session, script: str) -> None:
+    """One benchmark beside the vLLM it is compared with; the result goes to benchmarks/results."""
+    version, needs_gpu = BENCHMARKS[script]
+    install_beside_vllm(session, version, "matplotlib")
+    if needs_gpu and not card(session):
+        session.skip(f"{script} measures a GPU, and this machine has none")
+    session.run("python", f"benchmarks/{script}.py", *session.posargs)
 
 
 @nox.session
