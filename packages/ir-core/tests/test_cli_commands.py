@@ -196,7 +196,7 @@ def test_doctor_names_what_is_broken(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from ir_core import discovery
-    from ir_core.failures import Failure
+    from ir_core.failure import Failure
 
     failure = Failure("acme", "1.0", "acme = acme:PACK", "load the pack", "OSError: no", "Traceback: here")
     monkeypatch.setattr(discovery, "failures", lambda: (failure,))

@@ -53,11 +53,6 @@ _HOMES = {
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 
-# Once: a later first import would put this module where the function of the same name belongs.
-_import_module("ir_core.failures")
-del globals()["failures"]
-
-
 def __getattr__(name: str) -> _Any:
     if name in _HOME:
         if name in ("IrOp", "register_op"):  # the registry has the core's ops in it, and their names are taken

@@ -3,7 +3,7 @@
 
 Three steps, each only when it is needed: the entry points are listed (no code of a pack runs), the packs' data is
 read (their data modules are imported), and the function of one implementation is imported (``pack_impl.py``).
-Whatever goes wrong is kept as a :class:`~ir_core.failures.Failure` of that one pack.
+Whatever goes wrong is kept as a :class:`~ir_core.failure.Failure` of that one pack.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from ir_core import env
 from ir_core.errors import PackError, UnknownOpError, UnknownProviderError
-from ir_core.failures import Failure, capture, distribution_of, report
+from ir_core.failure import Failure, capture, distribution_of, report
 from ir_core.locks import fork_safe_rlock
 from ir_core.pack import ImplSpec, KernelPack
 from ir_core.pack_impl import PackImpl, resolve

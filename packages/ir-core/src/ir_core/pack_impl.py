@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from ir_core.errors import PackError
-from ir_core.failures import capture, distribution_of
+from ir_core.failure import capture, distribution_of
 from ir_core.impl import IrOpImpl, check_predicate, check_schema
 from ir_core.locks import fork_safe_rlock
 

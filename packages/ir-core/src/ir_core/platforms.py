@@ -15,7 +15,7 @@ import torch
 
 from ir_core import env
 from ir_core.errors import EnvError, TargetError
-from ir_core.failures import Failure, capture, distribution_of, report
+from ir_core.failure import Failure, capture, distribution_of, report
 from ir_core.locks import fork_safe_rlock
 from ir_core.target import Capability, Target
 

@@ -13,7 +13,7 @@ import torch
 from ir_core import discovery, env, platforms, policy
 from ir_core.cli import arguments
 from ir_core.errors import IrError, PackError, PredicateError
-from ir_core.failures import Failure
+from ir_core.failure import Failure
 from ir_core.selection import select
 
 if TYPE_CHECKING:
