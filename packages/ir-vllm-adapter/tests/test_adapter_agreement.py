@@ -7,11 +7,12 @@ import socket
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
-from ir_vllm_adapter import agreement, log
+from ir_vllm_adapter import agreement, log, worker
 from ir_vllm_adapter.errors import AgreementError
 
 TRITON = {
@@ -45,6 +46,22 @@ def test_it_is_never_swallowed() -> None:
 
     with pytest.raises(AgreementError):
         log.guarded("start", disagree)
+
+
+def test_a_broken_lock_is_never_swallowed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    import ir_core
+    from ir_core.errors import LockError
+
+    lock = tmp_path / "ir.lock"
+    lock.write_text('{"format": 1, "ops": {}}')
+    monkeypatch.setenv("IR_LOCK", str(lock))
+    ir_core.refresh()
+    try:
+        with pytest.raises(LockError, match="not in the lock file"):
+            log.guarded("start", worker._check_lock)
+    finally:
+        monkeypatch.delenv("IR_LOCK")
+        ir_core.refresh()
 
 
 def test_a_lone_rank_asks_nobody() -> None:

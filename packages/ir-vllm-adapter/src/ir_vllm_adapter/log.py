@@ -39,18 +39,21 @@ def guarded(what: str, action: Callable[[], None]) -> None:
     """Run ``action``; a failure becomes one line, unless IR_STRICT=1: the host goes on without us.
 
     Raises:
-        AgreementError: always passed on; ranks that disagree must not start.
+        AgreementError, LockError: always passed on; ranks that disagree, and a broken lock, must not start.
         Exception: whatever ``action`` raised, with IR_STRICT=1.
     """
-    from ir_vllm_adapter.errors import AgreementError
-
     try:
         action()
-    except AgreementError:
-        raise
     except Exception as error:
-        if strict():
+        if strict() or _is_fatal(error):
             raise
         first = str(error).partition("\n")[0]
         warn(f"ir-vllm-adapter could not {what}: {type(error).__name__}: {first}")
         logger().debug("ir-vllm-adapter could not %s", what, exc_info=True)
+
+
+def _is_fatal(error: Exception) -> bool:
+    from ir_vllm_adapter.errors import AgreementError
+
+    core = sys.modules.get("ir_core.errors")  # it may be what could not be imported
+    return isinstance(error, AgreementError) or (core is not None and isinstance(error, core.LockError))

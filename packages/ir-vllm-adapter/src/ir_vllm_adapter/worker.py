@@ -67,7 +67,26 @@ def _start(wrapper: Any) -> None:
     set_default_torch_wrap(False)
     _wrap_method(worker, "load_model", after=lambda: _loaded(worker))
     _wrap_method(worker, "compile_or_warm_up_model", before=lambda: _announce(worker), after=_check_warm_up)
+    _check_lock()
     agreement.check(_tensor_parallel_group(), lambda: agreement.ballot(STATE.index))
+
+
+def _check_lock() -> None:
+    """With IR_LOCK, hold what each op would run against the lock file: a graph calls it without asking ir-core again.
+
+    Raises:
+        LockError: it differs.
+    """
+    from ir_core import current, env, get_op, locking
+    from ir_core.discovery import op_names
+    from ir_vllm_adapter.standing import order, target_here
+
+    if not env.text(env.IR_LOCK) or current().disabled:
+        return
+    for name in op_names():
+        op = get_op(name)
+        for provider in order(op, current(), target_here(STATE.index))[:1]:
+            locking.check(op.impls[provider])
 
 
 def _vouch() -> None:
