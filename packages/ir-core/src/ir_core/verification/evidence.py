@@ -1,20 +1,77 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What earlier verifications found out, as selection asks for it."""
+"""What earlier verifications found out, as selection asks for it.
+
+The folder of certificates is read once, on the first question, and again after :func:`refresh`. A certificate
+counts for exactly the sources, software and device that it was made with.
+"""
 
 from __future__ import annotations
 
+import logging
+import threading
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from ir_core.impl import IrOpImpl
     from ir_core.selection import Evidence
     from ir_core.target import Target
+    from ir_core.verification.certificate import Certificate
+
+logger = logging.getLogger("ir_core")
+_lock = threading.Lock()
+_known: dict[tuple[str, str], list[Certificate]] | None = None
+
+
+def _certificates() -> dict[tuple[str, str], list[Certificate]]:
+    global _known
+    found = _known
+    if found is None:
+        with _lock:
+            if _known is None:
+                made: dict[tuple[str, str], list[Certificate]] = {}
+                try:
+                    from ir_core.verification import store
+
+                    if store.folder().is_dir():
+                        for certificate in store.load_all():
+                            made.setdefault((certificate.op, certificate.provider), []).append(certificate)
+                except Exception as error:  # a broken cache must not stop a call
+                    logger.warning("Certificates cannot be read and do not count: %s", error)
+                _known = made
+            found = _known
+    return found
+
+
+def certificate_for(impl: IrOpImpl, target: Target) -> Certificate | None:
+    """The certificate that counts for ``impl`` on ``target``: same sources, software and device."""
+    candidates = _certificates().get((impl.op.name, impl.provider))
+    if not candidates:
+        return None
+    from ir_core.verification import identity
+
+    here = identity.device(target)
+    mine = [c for c in candidates if c.device == here and c.uuid == impl.uuid()]
+    return max(mine, key=lambda c: c.created, default=None)
 
 
 def evidence_for(impl: IrOpImpl, target: Target) -> Evidence | None:
-    """The evidence about ``impl`` on ``target``, or ``None`` when nobody verified it there."""
-    return None
+    """The evidence about ``impl`` on ``target``, or ``None`` when nobody verified it there. Never raises."""
+    if not _certificates():
+        return None
+    from ir_core.selection import Evidence
+
+    try:
+        certificate = certificate_for(impl, target)
+    except Exception as error:
+        logger.warning("The certificate of %s cannot be used: %s", impl.label, error)
+        return None
+    if certificate is None:
+        return None
+    return Evidence(certificate.verdict, f"{certificate.summary()} (verified {certificate.created})")
 
 
 def refresh() -> None:
     """Forget what was read."""
+    global _known
+    with _lock:
+        _known = None

@@ -1,0 +1,144 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Certificates: what a verification found out, as a value and as JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass, field
+from typing import Any, Final, Literal, TypeAlias, get_args
+
+from ir_core.errors import CertificateError
+
+FORMAT: Final = 1
+Verdict: TypeAlias = Literal["certified", "refuted", "inconclusive"]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A counterexample.
+
+    Args:
+        probe: which probe found it.
+        summary: one sentence: what was tried and what differed.
+        case: the pair of calls (or the one call) that shows it, as data.
+        command: the command that reproduces it.
+        difference: the first differing element and how many there are; empty for contract probes.
+        change: where it begins: ``"changes at 256 rows"``; empty when nothing was learned.
+        mechanism: why, where that could be confirmed.
+    """
+
+    probe: str
+    summary: str
+    case: dict[str, Any]
+    command: str
+    difference: str = ""
+    change: str = ""
+    mechanism: str = ""
+
+    def text(self) -> str:
+        """All of it, as a paragraph."""
+        parts = (self.summary, self.difference, self.change, self.mechanism)
+        said = " ".join(part[0].upper() + part[1:].rstrip(".") + "." for part in parts if part)
+        return f"{said} Reproduce: {self.command}" if self.command else said
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """The outcome of verifying one implementation on one device.
+
+    Args:
+        op, provider, distribution, version: what was verified.
+        uuid: digest of every source behind it, with the versions of its distribution, torch and Triton.
+        device: the identity of the device (``identity.py``).
+        declared: whether its author declares it batch-invariant.
+        verdict: ``certified``: every required case ran and nothing refutes it; ``refuted``: a counterexample
+            exists; ``inconclusive``: neither.
+        findings: the counterexamples; the first names the cause best.
+        cases: cases run, by probe.
+        skipped: what was not covered, with the reason.
+        settings: the static arguments that were covered.
+        seconds, created, seed: how long it took, when (UTC), the seed of the inputs.
+    """
+
+    op: str
+    provider: str
+    distribution: str
+    version: str
+    uuid: str
+    device: dict[str, Any]
+    declared: bool
+    verdict: Verdict
+    findings: tuple[Finding, ...] = ()
+    cases: dict[str, int] = field(default_factory=dict)
+    skipped: tuple[str, ...] = ()
+    settings: tuple[str, ...] = ()
+    seconds: float = 0.0
+    created: str = ""
+    seed: int = 0
+    software: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def label(self) -> str:
+        return f"{self.op}/{self.provider}"
+
+    @property
+    def finding(self) -> Finding | None:
+        """The counterexample that names the cause best."""
+        return self.findings[0] if self.findings else None
+
+    @property
+    def broken_promise(self) -> bool:
+        """Whether it is refuted although its author declares it batch-invariant."""
+        return self.verdict == "refuted" and self.declared
+
+    def summary(self) -> str:
+        """One clause for a table or a selection."""
+        if self.finding is not None:
+            said = self.finding.change or self.finding.difference or self.finding.summary
+            return f"{self.finding.probe}: {said}"
+        if self.verdict == "certified":
+            return f"{sum(self.cases.values())} cases, {len(self.settings)} settings"
+        return self.skipped[0] if self.skipped else "nothing could be run"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data with a digest over it, for JSON."""
+        data = dataclasses.asdict(self)
+        data["findings"] = [dataclasses.asdict(finding) for finding in self.findings]
+        data["skipped"], data["settings"] = list(self.skipped), list(self.settings)
+        data["format"] = FORMAT
+        data["sha256"] = _digest(data)
+        return data
+
+    @classmethod
+    def from_dict(cls, data: Any) -> Certificate:
+        """Read :meth:`to_dict`.
+
+        Raises:
+            CertificateError: it is malformed, of another format, or was changed.
+        """
+        if not isinstance(data, dict):
+            raise CertificateError(f"A certificate is an object, this is {type(data).__name__}.")
+        if data.get("format") != FORMAT:
+            raise CertificateError(
+                f"A certificate has format {data.get('format')!r}, this ir-core reads {FORMAT}.",
+                fix="Verify again: ir-core verify.",
+            )
+        values = {key: value for key, value in data.items() if key not in ("format", "sha256")}
+        if data.get("sha256") != _digest({**values, "format": FORMAT}):
+            raise CertificateError("A certificate does not match its digest: it was changed or cut.")
+        try:
+            values["findings"] = tuple(Finding(**finding) for finding in values["findings"])
+            values["skipped"], values["settings"] = tuple(values["skipped"]), tuple(values["settings"])
+            made = cls(**values)
+        except (TypeError, KeyError) as error:
+            raise CertificateError(f"A certificate is malformed: {error}.") from error
+        if made.verdict not in get_args(Verdict):
+            raise CertificateError(f"{made.verdict!r} is not a verdict.")
+        return made
+
+
+def _digest(data: dict[str, Any]) -> str:
+    text = json.dumps({k: v for k, v in data.items() if k != "sha256"}, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -1,0 +1,185 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The probes that are about one call: what an implementation owes its op besides batch invariance.
+
+Each takes a subject and a call and returns a sentence when something is wrong, else ``None``.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+import torch
+from torch import Tensor
+
+from ir_core.verification import bits, reference
+
+if TYPE_CHECKING:
+    from ir_core.verification.calls import Call
+    from ir_core.verification.subject import Subject
+
+Check = "Callable[[Subject, Call], str | None]"
+
+
+def _flat(results: Any) -> list[Tensor]:
+    return [r for r in (results if isinstance(results, tuple | list) else (results,)) if isinstance(r, Tensor)]
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    return a.shape == b.shape and bool((bits.as_bits(a) == bits.as_bits(b)).all())
+
+
+def inputs(subject: Subject, call: Call) -> str | None:
+    """Inputs come back unmodified; an in-place implementation may change its activations only."""
+    impl, op = subject.impl, subject.op
+    args = subject.arguments(call)
+    before = [arg.clone() if isinstance(arg, Tensor) else None for arg in args]
+    impl.impl_fn(*args)
+    for position, (arg, old) in enumerate(zip(args, before, strict=True)):
+        donated = impl.inplace and position in op.activation_indices
+        if old is not None and not donated and not _same(arg, old):
+            return f"it writes into its input '{op.params[position]}', which the caller still owns"
+    args = subject.arguments(call)
+    before = [arg.clone() if isinstance(arg, Tensor) else None for arg in args]
+    impl.func_impl_fn(*args)
+    for position, (arg, old) in enumerate(zip(args, before, strict=True)):
+        if old is not None and not _same(arg, old):
+            return f"with functional semantics it still changes '{op.params[position]}'"
+    return None
+
+
+def aliasing(subject: Subject, call: Call) -> str | None:
+    """Outputs share memory with nothing: not with inputs, with each other, or with what an earlier call returned."""
+    impl, op = subject.impl, subject.op
+    args = subject.arguments(call)
+    first = _flat(impl.func_impl_fn(*args))
+    owned = {arg.untyped_storage().data_ptr(): op.params[i] for i, arg in enumerate(args) if isinstance(arg, Tensor)}
+    for number, out in enumerate(first):
+        if out.numel() == 0:
+            continue
+        pointer = out.untyped_storage().data_ptr()
+        if pointer in owned:
+            return f"output {number} shares memory with '{owned[pointer]}'"
+        owned[pointer] = f"output {number}"
+    kept = [out.clone() for out in first]
+    second = _flat(impl.func_impl_fn(*subject.arguments(call.but(start=call.start + call.rows))))
+    for number, (out, old) in enumerate(zip(first, kept, strict=True)):
+        if not _same(out, old):
+            return f"output {number} of a call is overwritten by the next call"
+    shared = {o.untyped_storage().data_ptr() for o in first} & {o.untyped_storage().data_ptr() for o in second}
+    return "two calls return the same memory" if shared and all(o.numel() for o in first) else None
+
+
+def fake(subject: Subject, call: Call) -> str | None:
+    """The fake implementation and the real one agree in shape, dtype, strides and device."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    args = subject.arguments(call)
+    real = _flat(subject.impl.func_impl_fn(*args))
+    overload = subject.op._library.provider(subject.impl.provider)
+    with FakeTensorMode() as mode:
+        faked = _flat(overload(*(mode.from_tensor(a) if isinstance(a, Tensor) else a for a in args)))
+    if len(real) != len(faked):
+        return f"the fake implementation returns {len(faked)} tensors, the real one {len(real)}"
+    for number, (mine, theirs) in enumerate(zip(real, faked, strict=True)):
+        for what in ("shape", "dtype", "device"):
+            a, b = getattr(mine, what), getattr(theirs, what)
+            if a != b:
+                return f"output {number} has {what} {a}, the fake implementation says {b}"
+        if _strides(mine) != _strides(theirs):
+            return f"output {number} has strides {mine.stride()}, the fake implementation says {theirs.stride()}"
+    return None
+
+
+def _strides(tensor: Tensor) -> list[int]:
+    """Strides of the dimensions that have more than one element; the others mean nothing."""
+    return [s for s, size in zip(tensor.stride(), tensor.shape, strict=True) if size > 1]
+
+
+def numerics(subject: Subject, call: Call) -> str | None:
+    """Results are within the op's tolerance of a float64 reference."""
+    args = subject.arguments(call)
+    expected = _flat(reference.in_float64(subject.op, args))
+    found = _flat(subject.impl.func_impl_fn(*args))
+    if len(found) != len(expected):
+        return f"it returns {len(found)} tensors, the native implementation {len(expected)}"
+    for number, (mine, wanted) in enumerate(zip(found, expected, strict=True)):
+        if mine.shape != wanted.shape:
+            return f"output {number} has shape {tuple(mine.shape)}, the native one {tuple(wanted.shape)}"
+        bound = reference.tolerance(subject.op, args, mine)
+        error = (mine.double() - wanted).abs()
+        allowed = bound["atol"] + bound["rtol"] * wanted.abs()
+        wrong = ~(error <= allowed) & torch.isfinite(wanted)
+        if wrong.any():
+            place = tuple(torch.nonzero(wrong)[0].tolist())
+            return (
+                f"output {number} at {place} is {mine[place].item()!r}, the float64 reference is "
+                f"{wanted[place].item()!r}: an error of {error[place].item():.3g} where {allowed[place].item():.3g} "
+                f"is allowed; {int(wrong.sum())} of {wrong.numel()} elements are outside"
+            )
+    return None
+
+
+def opcheck(subject: Subject, call: Call) -> str | None:
+    """``torch.library.opcheck`` on the torch op that calls this implementation."""
+    overload = subject.op._library.provider(subject.impl.provider)
+    args = tuple(subject.arguments(call))
+    tests = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic")
+    results = torch.library.opcheck(overload, args, test_utils=tests, raise_exception=False)
+    failed = {name: error for name, error in results.items() if error != "SUCCESS"}
+    if not failed:
+        return None
+    return "; ".join(f"{name}: {_first_line(error)}" for name, error in failed.items())
+
+
+def _first_line(error: object) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+
+
+def threads(subject: Subject, call: Call) -> str | None:
+    """Four threads at once get the bits that each gets alone."""
+    calls = [call.but(start=(call.start + 7 * i) % subject.pool_rows(call.setting)) for i in range(4)]
+    alone = [_flat(subject.impl.func_impl_fn(*subject.arguments(c))) for c in calls]
+    arguments = [[subject.arguments(c) for _ in range(6)] for c in calls]
+    wrong: list[str] = []
+    gate = threading.Barrier(len(calls))
+
+    def work(number: int) -> None:
+        gate.wait()
+        for args in arguments[number]:
+            try:
+                found = _flat(subject.impl.func_impl_fn(*args))
+            except Exception as error:
+                wrong.append(f"a call in one of four threads raised {type(error).__name__}: {_first_line(error)}")
+                return
+            if not all(_same(a, b) for a, b in zip(found, alone[number], strict=True)):
+                wrong.append("a call gives other bits while other threads call it too")
+                return
+
+    workers = [threading.Thread(target=work, args=(i,)) for i in range(len(calls))]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    return wrong[0] if wrong else None
+
+
+CHECKS: Final[dict[str, Callable[[Subject, Call], str | None]]] = {
+    "inputs": inputs,
+    "aliasing": aliasing,
+    "numerics": numerics,
+    "fake": fake,
+    "threads": threads,
+    "opcheck": opcheck,
+}
+"""Contract probes by name, cheap ones first."""
+
+
+def check(name: str, subject: Subject, call: Call) -> str | None:
+    """Run one contract probe."""
+    return CHECKS[name](subject, call)
+
+
+def names() -> Sequence[str]:
+    return tuple(CHECKS)
