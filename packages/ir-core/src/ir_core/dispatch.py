@@ -352,16 +352,30 @@ def _call_traced(op: IrOp, inplace: bool, *args: Any) -> Any:
     described = []
     for name, arg in zip(op.params, args):  # noqa: B905  Dynamo knows no strict=
         if not isinstance(arg, torch.Tensor):
+            if isinstance(arg, float):
+                arg = float.fromhex(arg.hex())
+            elif isinstance(arg, int) and not isinstance(arg, bool):
+                arg = _plain(arg)
             described.append((arg,))
-        elif name in op.activations:
-            described.append((arg.dtype, arg.device, (2,) * (arg.dim() - 1) + arg.shape[-1:], arg.stride(-1)))
-        else:
-            described.append((arg.dtype, arg.device, tuple(arg.shape), arg.stride(-1)))
+            continue
+        shape = tuple(arg.shape)
+        if name in op.activations:  # rows stay symbols
+            shape = (2,) * (len(shape) - 1) + shape[-1:]
+        last_stride = arg.stride(-1) if len(shape) else 1
+        described.append((arg.dtype, arg.device, tuple([_plain(n) for n in shape]), _plain(last_stride)))
     provider = _provider_for_trace(op.name, tuple(described))
     if _whole_for_trace(op.name, provider):
         return op._library.provider(provider)(*args)
     impl = op._impls[provider]
     return impl.impl_fn(*args) if inplace else impl.func_impl_fn(*args)
+
+
+def _plain(number: int) -> int:
+    """The number, also where Dynamo made it a symbol: a range must be known, ``int()`` stays symbolic.
+
+    For floats ``hex()`` does the same. The compiled graph then holds for these values only.
+    """
+    return len(range(number)) - len(range(-number))
 
 
 def _provider_for_trace(name: str, described: tuple[Any, ...]) -> str:
