@@ -3,10 +3,13 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import tarfile
 import zipfile
 from pathlib import Path
+
+LEFTOVER = re.compile(r"__pycache__|\.py[co]$|/\.[^/]*_cache/|/\.hypothesis/")
 
 
 def names(archive: Path) -> list[str]:
@@ -33,9 +36,7 @@ def findings(archive: Path) -> list[str]:
         found += [f"installs {entry}" for entry in inside if not entry.startswith(own)]
     elif not any("/tests/test_" in entry for entry in inside):
         found.append("no tests")
-    return found + [
-        f"carries {entry}" for entry in inside if "cache" in Path(entry).parts[-1] or entry.endswith(".pyc")
-    ]
+    return found + [f"carries {entry}" for entry in inside if LEFTOVER.search(entry)]
 
 
 def main(*paths: str) -> int:
