@@ -131,7 +131,7 @@ def measure(call: Callable[[], object], device: str, seconds: float) -> list[flo
     while len(samples) < 5 or time.perf_counter() < deadline:
         pairs = []
         for _ in range(10):
-            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
             cold.zero_()  # also keeps the device busy while the host gets ahead of it
             begin.record()
             call()

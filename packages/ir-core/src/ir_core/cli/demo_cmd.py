@@ -115,24 +115,20 @@ def show(result: dict[str, Any]) -> None:
         )
     console.print(bits)
     lone = result["lone_row"]
-    console.print(
-        output.table(
-            "implementation",
-            "rows that differ",
-            "elements",
-            "largest difference",
-            title=f"Why: rms_norm of float32 rows of {lone['width']}, each alone, against a batch of {lone['batch']}",
-            rows=[
-                (
-                    p,
-                    _verdict({"rows": lone["batch"], "different": lone[p]["different_rows"]}),
-                    lone[p]["different_elements"],
-                    f"{lone[p]['largest_difference']:.2g}",
-                )
-                for p in ("native", "portable")
-            ],
+    rows = [
+        (
+            provider,
+            _verdict({"rows": lone["batch"], "different": lone[provider]["different_rows"]}),
+            lone[provider]["different_elements"],
+            f"{lone[provider]['largest_difference']:.2g}",
         )
+        for provider in ("native", "portable")
+    ]
+    title = (
+        f"Why: rms_norm of float32 rows of {lone['width']}, each alone, against a batch of {lone['batch']}"
     )
+    columns = ("implementation", "rows", "elements that differ", "largest difference")
+    console.print(output.table(*columns, title=title, rows=rows))
     if not lone["native"]["different_rows"]:
         console.print(
             f"torch's own reduction kept its order here ({lone['threads']} threads); with more it splits a lone row.\n"

@@ -60,12 +60,14 @@ def show_error(error: IrError, *, as_json: bool) -> None:
 
 
 def table(*columns: str, title: str = "", rows: Iterable[Iterable[object]] = ()) -> Table:
-    """A table; the last column takes what width is left. Cells are shown as they are, without markup."""
+    """A table, at least as wide as its title. Cells are shown as they are, without markup."""
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
-    made = Table(box=box.SIMPLE_HEAD, title=title or None, title_justify="left", pad_edge=False)
+    made = Table(box=box.SIMPLE_HEAD, pad_edge=False, min_width=len(title) or None)
+    if title:
+        made.title, made.title_justify, made.title_style = Text(title), "left", "bold"
     for column in columns:
         made.add_column(column, overflow="fold")
     for row in rows:
