@@ -245,12 +245,12 @@ def op_names() -> list[str]:
 
 def who_offers(provider: str, op: str) -> str:
     """The next step for somebody who asked for a provider that an op does not have."""
+    broken = [str(failure) for failure in _failures if failure.doing.endswith(f" {op}/{provider}")]
+    if broken:
+        return f"It is offered but broken: {broken[0]}"
     elsewhere = sorted({spec.op for specs in _offers.values() for _, spec in specs if spec.provider == provider})
     if elsewhere:
         return f"'{provider}' implements {', '.join(elsewhere)}, not {op}."
-    broken = [str(failure) for failure in _failures if f"/{provider}" in failure.doing]
-    if broken:
-        return f"It is offered but broken: {broken[0]}"
     if distribution := _WELL_KNOWN.get(provider):
         if distribution in {normalize(name) for name in _skipped}:
             return f"It is in {distribution}, which is installed but not allowed by {env.IR_PACKS}."

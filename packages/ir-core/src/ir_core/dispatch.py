@@ -20,6 +20,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
+import operator
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
@@ -307,6 +308,9 @@ class InplaceOverload:
 
     def __repr__(self) -> str:
         return f"{self.op!r}.maybe_inplace"
+
+    def __reduce__(self) -> Any:
+        return operator.attrgetter("maybe_inplace"), (self.op,)
 
 
 def install(op: IrOp) -> None:

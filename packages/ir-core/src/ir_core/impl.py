@@ -183,6 +183,13 @@ class IrOpImpl:
     def __repr__(self) -> str:
         return f"IrOpImpl({self.label})"
 
+    def __reduce__(self) -> Any:  # by name: the function is often hidden behind its own decorator
+        return _by_name, (self.op, self.provider)
+
+
+def _by_name(op: IrOp, provider: str) -> IrOpImpl:
+    return op.impls[provider]
+
 
 def _triton_version() -> str:
     try:
