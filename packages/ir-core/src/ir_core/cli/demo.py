@@ -36,12 +36,14 @@ class Job:
         text: the bytes that are the tokens.
         layers, dtype, seed: of the model.
         rows: rows of each norm that are run alone.
+        device: where it runs; the last part is about the CPU and runs there.
     """
 
     text: bytes
     layers: int
     dtype: torch.dtype
     rows: int
+    device: str = "cpu"
     seed: int = 0
 
     @property
@@ -53,8 +55,8 @@ class Job:
 def run(job: Job, advance: Advance) -> dict[str, Any]:
     """Do the job; calls ``advance(what comes next)`` before each part."""
     seconds: dict[str, float] = {}
-    tokens = torch.tensor(list(job.text))
-    model = Decoder(job.layers, job.dtype, job.seed)
+    tokens = torch.tensor(list(job.text), device=job.device)
+    model = Decoder(job.layers, job.dtype, job.seed).to(job.device)
     with policy.scope(batch_invariant=True), torch.no_grad():
         advance("eager", steps=0)
         start = time.perf_counter()
@@ -115,7 +117,7 @@ def call(norm: Norm, rows: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
 
 def take(tensors: tuple[Tensor, ...], index: Tensor) -> tuple[Tensor, ...]:
     """These rows of each tensor, flattened to [rows, N]."""
-    return tuple(t.flatten(0, -2)[index] for t in tensors)
+    return tuple(t.flatten(0, -2)[index.to(t.device)] for t in tensors)
 
 
 def different(a: tuple[Tensor, ...], b: tuple[Tensor, ...]) -> Tensor:

@@ -31,6 +31,7 @@ def demo(
     layers: Annotated[int | None, typer.Option(help="Layers of the model.", min=1)] = None,
     rows: Annotated[int | None, typer.Option(help="Rows of each norm that are run alone.", min=1)] = None,
     dtype: options.Dtype = "float32",
+    device: Annotated[str, typer.Option(help="Where the model runs.", metavar="DEVICE")] = "cpu",
     json: options.Json = False,
 ) -> None:
     """Run a text through a decoder in batch-invariant mode, eagerly and compiled, and compare its norms bit by bit.
@@ -44,7 +45,13 @@ def demo(
     text = read(file)[: tokens or defaults["tokens"]]
     from ir_core.cli.demo import Job, run
 
-    job = Job(text, layers or defaults["layers"], options.parse_dtype(dtype), rows or defaults["rows"])
+    job = Job(
+        text,
+        layers or defaults["layers"],
+        options.parse_dtype(dtype),
+        rows or defaults["rows"],
+        options.parse_device(device),
+    )
     output.note(f"{len(text)} bytes through {job.layers} layers; one or two minutes.")
     with output.progress(job.steps) as advance:
         result = run(job, advance)
