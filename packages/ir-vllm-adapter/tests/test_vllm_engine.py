@@ -170,11 +170,14 @@ def test_what_ran_is_read_back(engines: Engines, name: str) -> None:
     assert {row["layer"]: row["count"] for row in result["adapter"]["layers"]}[layer] == sum(norms)
 
 
-@uses(*MATRIX)
-@pytest.mark.parametrize("model", ["qwen3", "gemma3"])
-def test_eager_and_compiled_give_the_same_bits(engines: Engines, model: str) -> None:
-    """On the CPU, where what is left to Inductor's C++ is element-wise: a whole model, bit for bit."""
-    assert engines[f"{model}-eager"]["runs"] == engines[f"{model}-compile"]["runs"]
+@uses("qwen3-eager", "qwen3-compile")
+def test_eager_and_compiled_give_the_same_bits(engines: Engines) -> None:
+    """A whole model, bit for bit, where what is left to Inductor's C++ has ATen's bits on a CPU.
+
+    Not so Gemma, whose tanh GELU Inductor computes in other steps than ATen; its norms are compared layer by layer in
+    test_vllm_seams.py.
+    """
+    assert engines["qwen3-eager"]["runs"] == engines["qwen3-compile"]["runs"]
 
 
 @uses("qwen3-planted")

@@ -463,8 +463,9 @@ def nodes_of(layer: Any, *args: Any) -> tuple[list[str], Any]:
         return targets, torch.compile(layer, backend=backend, fullgraph=True)(*args)
 
 
-def test_in_a_graph_the_layer_is_vllms_ir_op(layers: Any) -> None:
-    layer = randomized(layers.RMSNorm(64, eps=EPS))
+@pytest.mark.parametrize("name", list(layer_seam.LAYERS))
+def test_in_a_graph_the_layer_is_vllms_ir_op(layers: Any, name: str) -> None:
+    layer = randomized(getattr(layers, name)(64, eps=EPS))
     x, residual = torch.randn(5, 64), torch.randn(5, 64)
     targets, found = nodes_of(layer, x)
     assert any("vllm_ir" in target and "rms_norm" in target for target in targets), targets
