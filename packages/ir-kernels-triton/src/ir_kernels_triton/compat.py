@@ -95,7 +95,8 @@ class DirectLaunch:
         self._metadata = self._kernel.packed_metadata
         self._knobs = triton.knobs.runtime
         self._stream = torch._C._cuda_getCurrentRawStream
-        self._tail = tuple(value for _, value in spec.constants)  # the launcher counts constants among the arguments
+        constants = dict(spec.constants)  # the launcher counts them among the arguments, and skips them
+        self._tail = tuple(constants[name] for name in jit_function(spec).arg_names[len(spec.signature) :])
         _hook(self._knobs.launch_enter_hook), _hook(self._knobs.launch_exit_hook)
 
     def __call__(self, programs: int, device: int, args: tuple[Any, ...]) -> None:

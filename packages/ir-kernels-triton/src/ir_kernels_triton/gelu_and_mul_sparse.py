@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ir_kernels_triton.launch_config import TRITON_NAMES, alignment, gelu_spec
 from ir_kernels_triton.launcher import Kernel
-from ir_kernels_triton.rows import MAX_ROWS, collapse, common_alignment, contiguous_rows, parts
+from ir_kernels_triton.rows import MAX_ROWS, collapse, common_alignment, contiguous_rows, is_plain, parts
 
 _KERNELS: dict[tuple[object, ...], Kernel] = {}
 
@@ -26,13 +26,13 @@ def _run(x: Tensor, multiplier: float, approximate: str, canonical: bool) -> Ten
     if name is None:
         raise TypeError(f"gelu_and_mul_sparse in Triton takes float16, bfloat16 and float32, not {x.dtype}")
     rows = None
-    if x.is_contiguous():
-        rows = contiguous_rows(y.numel() // d, d, 2)._replace(outer=(2 * d, d))
+    if is_plain(x):
+        rows = contiguous_rows(y.numel() // d, (2 * d, d), x.dim())
     elif x.stride(-1) == 1:
         rows = collapse(x, y)
     if rows is None or common_alignment(x.data_ptr(), rows, x.itemsize) % alignment(d, name):
         x = x.clone(memory_format=torch.contiguous_format)
-        rows = contiguous_rows(y.numel() // d, d, 2)._replace(outer=(2 * d, d))
+        rows = contiguous_rows(y.numel() // d, (2 * d, d), x.dim())
     key = d, x.dtype, rows.inner > 0, approximate, canonical, x.device
     kernel = _KERNELS.get(key)
     if kernel is None:

@@ -27,6 +27,9 @@ TILE_ELEMENTS: Final = 4096
 60 to 64 registers a thread that leaves 32 warps on an SM and 64 KiB in flight there; about 25 KiB hide the latency
 of HBM3 (4.8 TB/s, 700 ns, 132 SMs)."""
 
+ROWS_LIMIT: Final = 128
+"""Rows of a tile at most: each has its 64-bit offsets, and 32 rows a thread (N = 1) would spill."""
+
 MIN_WARPS: Final = 4
 """Below that a row of 1024 would be a program of one warp, and an SM holds 32 programs at most."""
 
@@ -42,7 +45,7 @@ COPY_MISALIGNED_FROM: Final = TILE_LIMIT
 
 REGISTERS_16_BIT: Final = 64
 """Two tiles of 16 warps on one SM. ptxas takes 72 to 74 for N = 16384 when free, and fits 64 without a spill; float32
-rows or weights, and rows without 16-byte accesses, spill at 64 and are left free."""
+rows or weights, rows without 16-byte accesses and rows with two strides spill at 64 and are left free."""
 
 PDL: Final = False
 """Programmatic dependent launch. It compiles and is correct (each kernel waits before its first access); off until it
@@ -99,6 +102,11 @@ def _tile(n: int, x: str) -> dict[str, int]:
             "H": halves, "Q": q}
 
 
+def _rows(padded: int) -> int:
+    """Rows of a tile of rows of ``padded`` elements."""
+    return min(max(TILE_ELEMENTS // padded, 1), ROWS_LIMIT)
+
+
 _POINTERS = ("x_ptr", "residual_ptr", "w_ptr", "y_ptr", "sum_ptr")
 _STRIDES = ("x_outer", "x_inner", "r_outer", "r_inner", "y_outer", "y_inner", "s_outer", "s_inner")
 
@@ -121,7 +129,7 @@ def rms_spec(
     if n == d <= TILE_LIMIT:
         kernel = "rms_tile"
         padded = tile["C"] * tile["T"] * tile["H"]
-        rows = max(TILE_ELEMENTS // padded, 1)
+        rows = _rows(padded)
         warps = max(MIN_WARPS, tile["W"])
         constants |= {k: tile[k] for k in "CWTHQ"} | {"R": rows, "SPREAD": 1 < rows <= SPREAD_ROWS}
     else:
@@ -134,7 +142,7 @@ def rms_spec(
         "INNER": inner, "HAS_RESIDUAL": residual, "HAS_WEIGHT": w is not None, "CANONICAL": canonical, "PDL": pdl,
         "INTERPRET": interpret,
     }
-    narrow = aligned and ITEMSIZE[weight] == 2 and alignment(d, x) == ACCESS_BYTES and ITEMSIZE[x] == 2
+    narrow = aligned and not inner and ITEMSIZE[weight] == 2 and alignment(d, x) == ACCESS_BYTES and ITEMSIZE[x] == 2
     return KernelSpec(
         module="ir_kernels_triton.rms_kernel",
         kernel=kernel,
@@ -160,7 +168,7 @@ def gelu_spec(
         interpret = os.environ.get("TRITON_INTERPRET", "0") == "1"
     tile = _tile(d, x)
     whole = d <= TILE_LIMIT
-    rows = max(TILE_ELEMENTS // (tile["C"] * tile["T"] * tile["H"]), 1) if whole else 1
+    rows = _rows(tile["C"] * tile["T"] * tile["H"]) if whole else 1
     blocks = {"R": rows} if whole else {"B": tile["B"]}
     constants = {"N": d, **blocks, **{k: tile[k] for k in "CWTHQ"}}
     constants |= {

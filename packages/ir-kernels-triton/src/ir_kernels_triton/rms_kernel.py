@@ -146,7 +146,7 @@ def rms_two_pass(
     if CANONICAL:
         total = row_sums(part, 1, W)
     else:
-        total = tl.reshape(tl.sum(part, 0), (1,))
+        total = tl.sum(tl.reshape(part, (1, part.shape[0])), 1)
     rstd = _rstd(total, epsilon, N, CANONICAL)[None, :, None]
     y_row = row_offsets(row, INNER, inner, y_outer, y_inner)[None, :, None]
     s_row = row_offsets(row, INNER, inner, s_outer, s_inner)[None, :, None]

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ir_kernels_triton.launch_config import COPY_MISALIGNED_FROM, TRITON_NAMES, alignment, rms_spec, weight_alignment
 from ir_kernels_triton.launcher import Kernel
-from ir_kernels_triton.rows import MAX_ROWS, Rows, collapse, common_alignment, contiguous_rows, parts
+from ir_kernels_triton.rows import MAX_ROWS, Rows, collapse, common_alignment, contiguous_rows, is_plain, parts
 
 
 class _Family:
@@ -86,13 +86,13 @@ def _norm(x: Tensor, weight: Tensor | None, epsilon: float, variance_size: int |
         weight = weight.contiguous()
     d = x.shape[-1]
     rows: Rows | None = None
-    if not x.is_contiguous():
+    if not is_plain(x):
         x = _unit(x)
         rows = collapse(x, y)
         if rows is None:
-            x = x.contiguous()
+            x = _copy(x)
     if rows is None:
-        rows = contiguous_rows(x.numel() // d, d, 2)
+        rows = contiguous_rows(x.numel() // d, (d, d), x.dim())
     family = _family(x, False, weight, variance_size, canonical)
     aligned = common_alignment(x.data_ptr(), rows, x.itemsize) % family.align == 0 and (
         weight is None or weight.data_ptr() % family.weight_align == 0
@@ -121,13 +121,13 @@ def _add_norm(
     a, b = x, residual
     y, total = (x, residual) if inplace else (_fresh(x), _fresh(x))
     rows: Rows | None = None
-    if not (x.is_contiguous() and residual.is_contiguous()):
+    if not (is_plain(x) and is_plain(residual)):
         a, b = _unit(x), _unit(residual)
         rows = collapse(a, b, y, total)
         if rows is None:
-            a, b = x.contiguous(), residual.contiguous()
+            a, b = _copy(x), _copy(residual)
     if rows is None:
-        rows = contiguous_rows(x.numel() // d, d, 4)
+        rows = contiguous_rows(x.numel() // d, (d, d, d, d), x.dim())
     aligned = common_alignment(a.data_ptr() | b.data_ptr(), rows, x.itemsize) % family.align == 0
     if inplace and (not aligned or a is not x or b is not residual or _overlaps(rows)):
         # Results are written with aligned 16-byte stores, row by row: what cannot take them gets a copy.
@@ -148,7 +148,7 @@ def _add_norm(
 
 def _overlaps(rows: Rows) -> bool:
     """Whether rows share memory, as those of an expanded tensor do."""
-    return 0 in rows.outer or (rows.inner > 0 and 0 in rows.step)
+    return 0 in rows.outer or (rows.inner > 1 and 0 in rows.step)
 
 
 def rms_norm_batch_invariant(

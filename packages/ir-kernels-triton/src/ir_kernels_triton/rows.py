@@ -3,52 +3,74 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Final, NamedTuple
 
 from torch import Tensor
 
 
 class Rows(NamedTuple):
-    """``count`` rows; row ``i`` of tensor ``k`` starts at ``(i // inner) * outer[k] + (i % inner) * step[k]``."""
+    """``count`` rows; row ``i`` of tensor ``k`` starts at ``(i // inner) * outer[k] + (i % inner) * step[k]``.
+
+    ``inner`` is 0 for tensors of one or two dimensions (row ``i`` at ``i * outer[k]``) and at least 1 for others, so
+    that a tensor's rank alone decides which of the two kernels runs. (torch gives the q view of one token other
+    strides than that of two.)
+    """
 
     count: int
     inner: int
-    """Rows of one group; 0 where one stride reaches all rows."""
     outer: tuple[int, ...]
     step: tuple[int, ...]
 
 
-def contiguous_rows(count: int, length: int, tensors: int) -> Rows:
-    """Rows of tensors that all lie one row after the other."""
-    return Rows(count, 0, (length,) * tensors, (0,) * tensors)
+def contiguous_rows(count: int, lengths: tuple[int, ...], dims: int) -> Rows:
+    """Rows of tensors of ``dims`` dimensions that lie one row after the other."""
+    return Rows(count, int(dims > 2), lengths, (0,) * len(lengths))
+
+
+def is_plain(x: Tensor) -> bool:
+    """Whether ``x`` is contiguous by its first stride too, and not only because there is one row.
+
+    Or the alignment of one row of a strided tensor would be judged by another stride than that of two.
+    """
+    return x.is_contiguous() and (x.dim() < 2 or x.stride(0) * x.shape[0] == x.numel())
 
 
 def collapse(*tensors: Tensor) -> Rows | None:
     """Join the leading dimensions of tensors of one shape into two strides; None if that takes three or more.
 
-    A q or k view ``[tokens, heads, 128]`` of a qkv tensor has two strides and needs no copy.
+    A q or k view ``[tokens, heads, 128]`` of a qkv tensor has two strides and needs no copy. Dimensions of length 1
+    count as any other, unless two strides would not do then.
     """
+    first = tensors[0]
+    leading = range(first.dim() - 2, -1, -1)  # from the innermost
+    found = _join(leading, tensors) or _join([dim for dim in leading if first.shape[dim] != 1], tensors)
+    if found is None:
+        return None
+    sizes, strides = found
+    if not sizes:
+        lengths = tuple(t.shape[-1] for t in tensors)
+        return contiguous_rows(1, lengths, first.dim())
+    if len(sizes) == 1:
+        return contiguous_rows(sizes[0], strides[0], first.dim())
+    return Rows(sizes[0] * sizes[1], sizes[0], strides[1], strides[0])
+
+
+def _join(dims: Iterable[int], tensors: tuple[Tensor, ...]) -> tuple[list[int], list[tuple[int, ...]]] | None:
+    """Sizes and strides of the groups that neighbouring dimensions join into, innermost first; None if above two."""
     sizes: list[int] = []
-    strides: list[list[int]] = []
-    for dim in range(tensors[0].dim() - 2, -1, -1):  # from the innermost
+    strides: list[tuple[int, ...]] = []
+    for dim in dims:
         size = tensors[0].shape[dim]
-        if size == 1:
-            continue
-        here = [t.stride(dim) for t in tensors]
+        here = tuple(t.stride(dim) for t in tensors)
         if sizes and all(mine == theirs * sizes[-1] for mine, theirs in zip(here, strides[-1], strict=True)):
             sizes[-1] *= size
+        elif len(sizes) == 2:
+            return None
         else:
             sizes.append(size)
             strides.append(here)
-    if len(sizes) > 2:
-        return None
-    if not sizes:
-        lengths = tuple(t.shape[-1] for t in tensors)
-        return Rows(1, 0, lengths, (0,) * len(tensors))
-    if len(sizes) == 1:
-        return Rows(sizes[0], 0, tuple(strides[0]), (0,) * len(tensors))
-    return Rows(sizes[0] * sizes[1], sizes[0], tuple(strides[1]), tuple(strides[0]))
+    return sizes, strides
 
 
 def common_alignment(addresses: int, rows: Rows, itemsize: int) -> int:

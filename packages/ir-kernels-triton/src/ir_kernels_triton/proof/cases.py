@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every kernel that the launcher can choose, by the shape of its choice.
+
+A kernel is decided by row length, dtypes and flags, so the list is: each power of two that changes the tile, lengths
+between them that are and are not a multiple of a 16-byte access, lengths that loop, each dtype pair, and for all of
+them both states of the two flags that stand for a call's layout (alignment kept or not; one stride or two).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import product
+from typing import Final
+
+from ir_kernels_triton.launch_config import COPY_MISALIGNED_FROM, KernelSpec, gelu_spec, rms_spec
+
+TARGETS: Final = ("sm80", "sm86", "sm89", "sm90", "sm100", "sm120")
+CORE: Final = (128, 1024, 4096, 7168, 16384)
+LENGTHS: Final = (1, 64, 256, 512, 1000, 1001, 2048, 2880, 5120, 8192, *CORE)
+LONG: Final = (32768, 65536)
+PAIRS: Final = (("bf16", "fp32"), ("fp16", "fp16"), ("fp32", "fp32"), ("fp32", "bf16"), ("bf16", None))
+BOTH: Final = (True, False)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One kernel to compile. Cases of one ``group`` differ by a call's layout alone."""
+
+    group: str
+    variant: str
+    spec: KernelSpec
+    vectors: int
+    """16-byte accesses that it must have: those of x, residual and outputs; 0 where the row's length forbids them."""
+    canonical: bool
+
+    @property
+    def name(self) -> str:
+        return f"{self.group} {self.variant}".strip()
+
+
+def _rms(d: int, x: str, w: str | None, residual: bool, canonical: bool, aligned: bool, inner: bool,
+         n: int | None = None) -> Case:  # fmt: skip
+    spec = rms_spec(d, n or d, x, w, aligned=aligned, inner=inner, residual=residual, canonical=canonical, interpret=False)
+    op = "fused_add" if residual else "rms"
+    size = f"{d}" if n is None else f"{d}[:{n}]"
+    group = f"{op} {size} {x}*{w}" + ("" if canonical else " plain")
+    variant = ("" if aligned else "misaligned") + (" two-strides" if inner else "")
+    tensors = (4 if residual else 2) if aligned else (2 if residual else 1)
+    return Case(group, variant.strip(), spec, _vectors(spec, d, x, tensors), canonical)
+
+
+def _gelu(d: int, x: str, tanh: bool, canonical: bool, inner: bool) -> Case:
+    spec = gelu_spec(d, x, inner=inner, tanh=tanh, canonical=canonical, interpret=False)
+    group = f"gelu {d} {x} {'tanh' if tanh else 'erf'}" + ("" if canonical else " plain")
+    return Case(group, "two-strides" if inner else "", spec, _vectors(spec, d, x, 3), canonical)
+
+
+def _vectors(spec: KernelSpec, d: int, x: str, tensors: int) -> int:
+    constants = dict(spec.constants)
+    size = 4 if x == "fp32" else 2
+    if constants["VEC"] * size < 16:
+        return 0
+    tile = constants["H"] * constants["C"] * constants.get("R", 1) * constants["T"]
+    if "DC" in constants:
+        tile = constants["DH"] * constants["DC"] * constants["DT"]
+    if spec.kernel == "gelu_long":
+        tile //= 2
+    return tensors * max(tile * size // (16 * 32 * spec.num_warps), 1)
+
+
+def cases(*, core: bool = False) -> Iterator[Case]:
+    """All cases, or the everyday ``core`` of them."""
+    lengths = CORE if core else LENGTHS
+    for d, residual, aligned, inner in product((*lengths, *LONG[: 1 if core else 2]), BOTH, BOTH, BOTH):
+        if aligned or d <= COPY_MISALIGNED_FROM:
+            yield _rms(d, "bf16", "bf16", residual, True, aligned, inner)
+    for (x, w), d, residual, aligned in product(PAIRS, (4096,) if core else (128, 4096, 16384), BOTH, BOTH):
+        yield _rms(d, x, w, residual, True, aligned, False)
+    for residual in BOTH:
+        yield _rms(4096, "bf16", "bf16", residual, True, True, False, 2048)
+    for d, residual in product((4096,) if core else (128, 1024, 4096, 8192, 16384, 32768), BOTH):
+        yield _rms(d, "bf16", "bf16", residual, False, True, False)
+    for d, x, tanh in product((2048,) if core else (128, 2048, 8192, 16384, 40000), ("bf16", "fp32"), BOTH):
+        for inner in (False,) if core else BOTH:
+            yield _gelu(d, x, tanh, True, inner)
+    yield _gelu(2048, "bf16", True, False, False)
+
+
+def sample() -> Iterator[Case]:
+    """A few cases that are compiled for the targets that are not today's."""
+    for d, residual, aligned in product((128, 4096), BOTH, BOTH):
+        if residual or aligned:
+            yield _rms(d, "bf16", "bf16", residual, True, aligned, False)

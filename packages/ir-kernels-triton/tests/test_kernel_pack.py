@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The pack: data that loads alone, and claims that resolve."""
+
+import importlib
+import subprocess
+import sys
+from importlib.metadata import entry_points
+
+import ir_core
+import pytest
+import torch
+from ir_core import facts
+from ir_kernels_triton import predicates
+from ir_kernels_triton.pack import PACK
+
+
+def test_reading_the_pack_imports_neither_torch_nor_triton() -> None:
+    code = (
+        "import sys, ir_kernels_triton.pack, ir_kernels_triton.predicates as p; "
+        "print(sorted({'torch', 'triton', 'ir_core', 'numpy'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_entry_point_names_the_pack() -> None:
+    (found,) = entry_points(group="ir_core.kernels", name="triton")
+    assert found.load() is PACK
+
+
+@pytest.mark.parametrize("offer", PACK["implementations"], ids=lambda offer: f"{offer['op']}/{offer['provider']}")
+def test_every_string_resolves(offer: dict[str, str]) -> None:
+    for key in ("impl", "supports_args"):
+        module, _, name = offer[key].partition(":")
+        assert callable(getattr(importlib.import_module(module), name))
+    for module in offer["sources"]:
+        importlib.import_module(module)
+    assert offer["provider"] in ir_core.IrOp.registry[offer["op"]].impls
+
+
+def test_claims() -> None:
+    claims = {(o["op"], o["provider"]): (o["batch_invariant"], o["inplace"], o["opaque"]) for o in PACK["implementations"]}
+    for op in ("rms_norm", "fused_add_rms_norm", "gelu_and_mul_sparse"):
+        inplace = op == "fused_add_rms_norm"
+        assert claims[op, "triton_batch_invariant"] == (True, inplace, True)
+        assert claims[op, "triton"] == (False, inplace, True)
+    assert len(claims) == 6
+
+
+def ask(name: str, *args: object) -> str | None:
+    op = ir_core.IrOp.registry[name]
+    return facts.ask(getattr(predicates, name), op.params, op.activations, op.bind(args, {}), [])
+
+
+def test_predicates_accept_every_layout() -> None:
+    x, w = torch.zeros(4, 6, 264, dtype=torch.bfloat16), torch.zeros(128)
+    for view in (x[..., :128], x[..., 1:129], x[..., ::2][..., :128], x[0, 0, :128], x[:0, :, :128], x[::2, ::3, :128]):
+        for weight in (w, w.half(), None):
+            assert ask("rms_norm", view, weight, 1e-6) is None
+            assert ask("fused_add_rms_norm", view, view, weight, 1e-6, 64) is None
+        assert ask("gelu_and_mul_sparse", view, 1.6, "tanh") is None
+
+
+def test_predicates_say_why() -> None:
+    x, w = torch.zeros(2, 128), torch.zeros(128)
+    for reason, args in {
+        "x must be float16, bfloat16 or float32, it is float64": (x.double(), w, 1e-6),
+        "x must be float16, bfloat16 or float32, it is int32": (x.int(), w, 1e-6),
+        "weight must be float16, bfloat16 or float32, it is float64": (x, w.double(), 1e-6),
+        "weight must be one row of 128 elements, it has 64 elements": (x, w[:64], 1e-6),
+        "weight must be one row of 128 elements, it has 2 dimensions": (x, w[None], 1e-6),
+        "variance_size must be at least 1, it is 0": (x, w, 1e-6, 0),
+        "x must have at least one dimension, it has none": (torch.zeros(()), None, 1e-6),
+        "x must have rows of at least one element": (torch.zeros(3, 0), None, 1e-6),
+    }.items():
+        assert ask("rms_norm", *args) == reason
+    assert ask("rms_norm", x, torch.zeros(128, device="meta"), 1e-6) == "weight must be on cpu, it is on meta"
+    for reason, residual in {
+        "x_residual must have x's dtype float32, it has float16": x.half(),
+        "x_residual must have x's shape": x[:, :64],
+        "x_residual must be on cpu, it is on meta": x.to("meta"),
+        "x_residual must be float16, bfloat16 or float32, it is float64": x.double(),
+    }.items():
+        assert ask("fused_add_rms_norm", x, residual, w, 1e-6) == reason
+    assert ask("gelu_and_mul_sparse", x[:, :3], 1.0) == (
+        "x must have rows of an even number of elements (gate and up), it has 3"
+    )
+    assert ask("gelu_and_mul_sparse", x, 1.0, "sigmoid") == "approximate must be 'none' or 'tanh', it is 'sigmoid'"

@@ -1,0 +1,224 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From a call to a launch: what is chosen by, what is promised to the compiler, and what happens when Triton moves."""
+
+import inspect
+import itertools
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from ir_kernels_triton import compat, gelu_and_mul_sparse, launch_config, launcher, rms_norm, rows
+from ir_kernels_triton.launch_config import KernelSpec
+
+
+class Recorded:
+    """Takes the place of a launch and keeps what it was given."""
+
+    takes_pointers = True
+    specs: list[KernelSpec]
+    calls: list[tuple[KernelSpec, int, tuple[Any, ...]]]
+
+
+@pytest.fixture
+def recorded(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Recorded]]:
+    Recorded.specs, Recorded.calls = [], []
+
+    def launch(spec: KernelSpec) -> Any:
+        Recorded.specs.append(spec)
+
+        class Launch(Recorded):
+            def __call__(self, programs: int, device: int, args: tuple[Any, ...]) -> None:
+                Recorded.calls.append((spec, programs, args))
+
+        return Launch()
+
+    monkeypatch.setattr(compat, "launch", launch)
+    monkeypatch.setattr(rms_norm, "_FAMILIES", {})
+    monkeypatch.setattr(gelu_and_mul_sparse, "_KERNELS", {})
+    return Recorded
+
+
+def test_choice_reads_row_length_dtypes_and_flags_alone() -> None:
+    scalars = {"int", "str", "str | None", "bool", "bool | None"}
+    for function in (launch_config.rms_spec, launch_config.gelu_spec):
+        parameters = inspect.signature(function).parameters
+        assert set(parameters) <= {
+            "d", "n", "x", "w", "aligned", "inner", "residual", "canonical", "tanh", "pdl", "interpret"
+        }  # fmt: skip
+        assert {parameter.annotation for parameter in parameters.values()} <= scalars
+
+
+def test_rows_never_change_or_recompile_a_kernel(recorded: type[Recorded]) -> None:
+    for m in (1, 2, 3, 64, 300, 5000):
+        x, w = torch.zeros(m, 128, dtype=torch.bfloat16), torch.zeros(128, dtype=torch.bfloat16)
+        rms_norm.rms_norm_batch_invariant(x, w, 1e-6)
+        rms_norm.fused_add_rms_norm_batch_invariant(x, x.clone(), w, 1e-6)
+        gelu_and_mul_sparse.gelu_and_mul_sparse_batch_invariant(x, 1.0)
+        qkv = torch.zeros(m, 4 * 128, dtype=torch.bfloat16)
+        rms_norm.rms_norm_batch_invariant(qkv[:, 128:384].unflatten(-1, (2, 128)), w, 1e-6)
+        rms_norm.rms_norm_batch_invariant(torch.zeros(m, 520, dtype=torch.bfloat16)[:, :128], w, 1e-6)
+    assert [(spec.kernel, dict(spec.constants)["INNER"]) for spec in recorded.specs] == [
+        ("rms_tile", False), ("rms_tile", False), ("gelu_tile", False), ("rms_tile", True)
+    ]  # fmt: skip
+    rows_of_tile = recorded.specs[0].rows
+    programs = [p for spec, p, args in recorded.calls if spec is recorded.specs[0] and args[7] == 128]
+    assert programs == [-(-m // rows_of_tile) for m in (1, 2, 3, 64, 300, 5000)]
+
+
+def test_promise_of_alignment_is_kept(recorded: type[Recorded]) -> None:
+    """Over all combinations of misaligned tensors and strides: an aligned kernel gets aligned rows, and only those."""
+
+    def rows_at(offset: int, stride: int) -> torch.Tensor:
+        return torch.zeros(4096, dtype=torch.bfloat16)[offset:].as_strided((3, 128), (stride, 1))
+
+    places = list(itertools.product((0, 1, 4), (128, 129, 132, 136)))
+    for (xo, xs), (ro, rs), wo in itertools.product(places, places, (0, 1)):
+        x, r, w = rows_at(xo, xs), rows_at(ro, rs), torch.zeros(136, dtype=torch.bfloat16)[wo : wo + 128]
+        for inplace in (True, False):
+            recorded.calls.clear()
+            function = rms_norm.fused_add_rms_norm_batch_invariant
+            if not inplace:
+                function = rms_norm.fused_add_rms_norm_batch_invariant_functional
+            function(x, r, w, 1e-6)
+            ((spec, _, args),) = recorded.calls
+            reads, weight, writes = args[:2], args[2], args[3:5]
+            strides = args[7:15]
+            fits = all(p % 16 == 0 for p in (*reads, weight)) and all(s * 2 % 16 == 0 for s in strides)
+            assert dict(spec.constants)["ALIGNED"] == fits
+            assert all(p % 16 == 0 for p in writes) and all(s * 2 % 16 == 0 for s in strides[4:])
+            touched = inplace and all(offset == 0 and stride % 8 == 0 for offset, stride in ((xo, xs), (ro, rs)))
+            assert (writes == reads) == touched
+
+
+def test_long_misaligned_rows_are_copied(recorded: type[Recorded]) -> None:
+    x = torch.zeros(2, 20008)[:, 1:20001]
+    rms_norm.rms_norm_batch_invariant(x, None, 1e-6)
+    rms_norm.fused_add_rms_norm_batch_invariant(x, x.clone(), None, 1e-6)
+    assert all(dict(spec.constants)["ALIGNED"] for spec in recorded.specs)
+
+
+def test_vectors_divide_rows_and_fit_an_access() -> None:
+    for n, x in itertools.product((*range(1, 70), 1000, 4096, 7168, 65537), launch_config.ITEMSIZE):
+        vector = launch_config.vector(n, x)
+        assert n % vector == 0 and launch_config.alignment(n, x) <= 16
+        for w in launch_config.ITEMSIZE:
+            assert launch_config.weight_alignment(n, x, w) in (vector * launch_config.ITEMSIZE[w], 16)
+
+
+@pytest.mark.parametrize("shape", [(5, 8), (2, 3, 8), (2, 1, 3, 8), (1, 1, 8), (8,), (2, 3, 4, 8)])
+def test_collapse_addresses_every_row(shape: tuple[int, ...]) -> None:
+    whole = torch.arange(2 * 3 * 4 * 6 * 16).reshape(2, 3, 4, 6, 16)
+    for view in (
+        torch.arange(torch.Size(shape).numel()).reshape(shape),
+        whole[..., 1, :8][tuple(slice(0, n) for n in shape[:-1])] if len(shape) == 4 else whole[0, :, 1, :, 4:12],
+        whole[:, 1, 2, 3, :8],
+        whole[1:2, :, 1:2, ::2, :8],
+    ):
+        found = rows.collapse(view, view)
+        if found is None:
+            continue
+        flat = view.reshape(-1, view.shape[-1])
+        assert found.count == len(flat)
+        for row in range(found.count):
+            outer, step = (row // found.inner, row % found.inner) if found.inner else (row, 0)
+            start = view.storage_offset() + outer * found.outer[0] + step * found.step[0]
+            assert int(flat[row, 0]) == int(torch.as_strided(view, (1,), (1,), start))
+
+
+def test_three_strides_do_not_collapse() -> None:
+    assert rows.collapse(torch.zeros(4, 6, 8, 16)[::2, ::2, ::2]) is None
+    assert rows.collapse(torch.zeros(4, 6, 8, 16)[:, ::2, ::2]) is not None
+
+
+@pytest.mark.parametrize("limit", [1, 4, 7, 100])
+def test_parts_cover_all_rows_once(limit: int) -> None:
+    base = torch.arange(5 * 40)
+    for inner, outer, step in ((0, 8, 0), (3, 30, 8)):
+        given = rows.Rows(6 if not inner else 15, inner, (outer,), (step,))
+        seen = []
+        for part, (tensor,) in rows.parts(given, (base,), limit):
+            assert part.count <= max(limit, inner or 1)
+            seen += [int(tensor) + (r // inner * outer + r % inner * step if inner else r * outer) for r in range(part.count)]
+        want = [r // inner * outer + r % inner * step if inner else r * outer for r in range(given.count)]
+        assert seen == want
+
+
+def test_more_rows_than_a_launch_takes(recorded: type[Recorded], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rms_norm, "MAX_ROWS", 4)
+    monkeypatch.setattr(rows.parts, "__defaults__", (4,))
+    x = torch.zeros(10, 128)
+    y = rms_norm.rms_norm_batch_invariant(x, None, 1e-6)
+    assert [args[5] for _, _, args in recorded.calls] == [4, 4, 2]
+    assert [args[0] for _, _, args in recorded.calls] == [x[i].data_ptr() for i in (0, 4, 8)]
+    assert [args[3] for _, _, args in recorded.calls] == [y[i].data_ptr() for i in (0, 4, 8)]
+
+
+def test_other_dtypes_are_a_type_error() -> None:
+    with pytest.raises(TypeError, match="float64"):
+        rms_norm.rms_norm_batch_invariant(torch.zeros(2, 8, dtype=torch.float64), None, 1e-6)
+    with pytest.raises(TypeError, match="int32"):
+        gelu_and_mul_sparse.gelu_and_mul_sparse(torch.zeros(2, 8, dtype=torch.int32), 1.0)
+    with pytest.raises(ValueError, match="sigmoid"):
+        gelu_and_mul_sparse.gelu_and_mul_sparse(torch.zeros(2, 8), 1.0, "sigmoid")
+
+
+def test_a_triton_that_moved_is_said_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def moved(spec: KernelSpec) -> None:
+        raise AttributeError("'CompiledKernel' object has no attribute 'run'")
+
+    monkeypatch.setattr(compat, "is_interpreted", lambda fn: False)
+    monkeypatch.setattr(compat, "DirectLaunch", moved)
+    monkeypatch.setattr(compat, "_complained", False)
+    spec = launch_config.rms_spec(
+        128, 128, "bf16", None, aligned=True, inner=False, residual=False, canonical=True, interpret=False
+    )
+    with caplog.at_level(logging.WARNING):
+        first, second = compat.launch(spec), compat.launch(spec)
+    assert isinstance(first, compat.SlowLaunch) and isinstance(second, compat.SlowLaunch)
+    (record,) = caplog.records
+    assert "kernel[grid]" in record.message and "no attribute 'run'" in record.message
+
+
+def test_direct_launch_speaks_to_triton_as_it_is(monkeypatch: pytest.MonkeyPatch, compiler: None) -> None:
+    """The names that the direct launch uses exist in this Triton, and constants stand where its launcher skips them."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import CompiledKernel
+
+    for name in ("run", "launch_metadata"):
+        assert hasattr(CompiledKernel, name)
+    order = inspect.getsource(CompiledKernel.__getitem__)
+    assert "self.run(grid[0], grid[1], grid[2], stream, self.function, self.packed_metadata, launch_metadata," in order
+    assert "knobs.runtime.launch_enter_hook, knobs.runtime.launch_exit_hook, *args)" in order
+    spec = launch_config.rms_spec(
+        128, 128, "bf16", "bf16", aligned=True, inner=False, residual=False, canonical=True, interpret=False
+    )
+    kernel = compat.compile_for(spec, GPUTarget("cuda", 90, 32))
+    given = []
+    monkeypatch.setattr(CompiledKernel, "run", property(lambda self: lambda *args: given.append(args)))
+    kernel.function = 77
+    monkeypatch.setattr(compat, "compile_for", lambda spec, target: kernel)
+    active = type("Driver", (), {"get_current_target": lambda self: None})()
+    monkeypatch.setattr(triton.runtime.driver, "_active", active)
+    monkeypatch.setattr(torch._C, "_cuda_getCurrentRawStream", lambda device: 5, raising=False)
+    compat.DirectLaunch(spec)(3, 0, tuple(range(16)))
+    ((gx, gy, gz, stream, function, packed, about, enter, leave, *args),) = given
+    assert (gx, gy, gz, stream, function, about, enter, leave) == (3, 1, 1, 5, 77, None, None, None)
+    assert packed == kernel.packed_metadata
+    assert args[:16] == [*range(16)]
+    names = list(kernel.src.signature)
+    assert names[: len(spec.signature)] == [name for name, _ in spec.signature]
+    assert dict(zip(names[len(spec.signature) :], args[16:], strict=True)) == dict(spec.constants)
+
+
+def test_kernel_takes_the_device_of_its_tensors(monkeypatch: pytest.MonkeyPatch, recorded: type[Recorded]) -> None:
+    spec = launch_config.gelu_spec(128, "bf16", inner=False, tanh=True, canonical=True, interpret=False)
+    kernel = launcher.Kernel(spec, torch.device("cpu"))
+    x = torch.zeros(2, 256, dtype=torch.bfloat16)
+    kernel((x, x), 2, (0, 256, 0, 128, 0, 1.0))
+    ((_, programs, args),) = recorded.calls
+    assert programs == 1 and args == (x.data_ptr(), x.data_ptr(), 2, 0, 256, 0, 128, 0, 1.0)
