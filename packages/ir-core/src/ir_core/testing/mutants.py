@@ -57,7 +57,7 @@ class Mutant:
 
 def all_mutants() -> list[Mutant]:
     """Every mutant and every honest implementation."""
-    from ir_core.testing import mutants_honest, mutants_history, mutants_layout, mutants_rows
+    from ir_core.testing import mutants_history, mutants_honest, mutants_layout, mutants_rows
 
     return [*mutants_rows.MUTANTS, *mutants_layout.MUTANTS, *mutants_history.MUTANTS, *mutants_honest.MUTANTS]
 

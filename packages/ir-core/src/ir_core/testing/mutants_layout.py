@@ -138,5 +138,7 @@ MUTANTS = [
         op=ADD_NORM,
         inplace=True,
     ),
-    Mutant("residual_alignment", _add_by_alignment, "another order by the residual's address", ("memory",), op=ADD_NORM),
+    Mutant(
+        "residual_alignment", _add_by_alignment, "another order by the residual's address", ("memory",), op=ADD_NORM
+    ),
 ]

@@ -10,8 +10,8 @@ if TYPE_CHECKING:
     from ir_core.verification.calls import Call, Case
     from ir_core.verification.certificate import Certificate, Finding
     from ir_core.verification.evidence import certificate_for, evidence_for, refresh
+    from ir_core.verification.session import Report, implementations, reproduce, verify
     from ir_core.verification.variants import register_cases
-    from ir_core.verification.verify import Report, implementations, reproduce, verify
 
 __all__ = [
     "Call",
@@ -33,7 +33,7 @@ _HOMES = {
     "certificate": ("Certificate", "Finding"),
     "evidence": ("certificate_for", "evidence_for", "refresh"),
     "variants": ("register_cases",),
-    "verify": ("Report", "implementations", "reproduce", "verify"),
+    "session": ("Report", "implementations", "reproduce", "verify"),
 }
 
 

@@ -52,7 +52,7 @@ class Child:
     """
 
     def __init__(self, impls: Sequence[IrOpImpl], device: str, setup: Sequence[str], seed: int) -> None:
-        self._out = tempfile.TemporaryFile()
+        self._out = tempfile.TemporaryFile()  # noqa: SIM115  closed by close()
         request = {
             "impls": [[impl.op.name, impl.provider] for impl in impls],
             "modules": sorted({m for impl in impls if (m := _home(impl))}),

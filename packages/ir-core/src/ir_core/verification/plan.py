@@ -28,6 +28,8 @@ FEW_THREADS: Final = 1
 """Threads of the long lists on a CPU. More of them cost a barrier an operation; they are tried on ``THREADED_ROWS``
 and with wide and tall inputs, where torch begins to use them."""
 THREADED_ROWS: Final = (1, 2, 33, 257, 1024)
+SOME_ROWS: Final = (1, 2, 7, 33, 65, 129, 257, 300, 513)
+"""The same in short, for further dtypes and for slow implementations."""
 FEW_ROWS: Final = (1, 2, 3, 8, 16, 17, 33)
 FIRST_ROWS: Final = 64
 """Rows of the very first call, whose bits are compared with those of later calls."""

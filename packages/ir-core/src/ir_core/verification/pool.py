@@ -40,8 +40,10 @@ def generate(op: IrOp, rows: int, hidden: int, dtype: torch.dtype, seed: int) ->
     return op.apply_arg_defaults(args)
 
 
-def make_pool(op: IrOp, setting: Setting, seed: int, device: torch.device) -> tuple[Any, ...]:
-    """Complete arguments whose activations hold the pool's rows.
+def make_pool(
+    op: IrOp, setting: Setting, seed: int, device: torch.device, scaled: bool = True
+) -> tuple[Any, ...]:
+    """Complete arguments whose activations hold the pool's rows; not ``scaled``, they are as generated.
 
     Raises:
         CertificateError: the activations do not carry the generated number of rows.
@@ -58,7 +60,7 @@ def make_pool(op: IrOp, setting: Setting, seed: int, device: torch.device) -> tu
                     f"for {rows} rows.",
                     fix="An activation's first dimension is the row.",
                 )
-            if arg.dtype.is_floating_point and arg.element_size() > 1:
+            if scaled and arg.dtype.is_floating_point and arg.element_size() > 1:
                 scale = torch.tensor(_SCALES, dtype=torch.float32)[torch.arange(rows) % len(_SCALES)]
                 arg = (arg.float() * scale.view(-1, *[1] * (arg.dim() - 1))).to(arg.dtype)
         args[position] = arg.to(device)

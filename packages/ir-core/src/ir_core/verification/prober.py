@@ -2,7 +2,7 @@
 """The prober of one implementation: tries to refute it, cheap probes first, and keeps what it finds.
 
 :meth:`Prober.steps` is a generator. It yields what it would do next and what that costs, and is told whether it
-may; so one scheduler can share a time budget among many implementations (``verify.py``).
+may; so one scheduler can share a time budget among many implementations (``session.py``).
 """
 
 from __future__ import annotations
@@ -29,6 +29,10 @@ if TYPE_CHECKING:
 
 REFUTED_SECONDS: Final = 1.0
 """A step that takes longer is left out once there is a counterexample."""
+
+
+SLOW_ROW: Final = 0.001
+"""Seconds: a row of an interpreted kernel takes 3 ms, of plain torch 0.02 ms."""
 
 
 class Step(NamedTuple):
@@ -80,6 +84,12 @@ class Prober:
         deferred, self._deferred = self._deferred, []
         for probe, what, cases, required in deferred:
             yield from self.pairs(probe, what, cases, required=required, last=True)
+
+    @property
+    def slow(self) -> bool:
+        """Whether a row takes so long (Triton's interpreter) that fewer of them are tried."""
+        call = Call(**vars(self.settings[0]), rows=plan.FIRST_ROWS)
+        return self.subject.cost(call) / call.rows > SLOW_ROW
 
     @property
     def on_cpu(self) -> bool:
@@ -187,6 +197,9 @@ class Prober:
         said = f"{type(error).__name__}: {_line(error)}"
         if isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error):
             self.left_out.append(f"{case.probe}: {case.call}: not enough memory")
+            return
+        if case.call.mode.startswith("traced"):  # lowered as one op it works; inlined it does not
+            self.left_out.append(f"compiled: the compiler cannot look into it ({said}): register it with opaque=True")
             return
         compiling = case.call.mode not in ("eager", "functional")
         if not compiling:

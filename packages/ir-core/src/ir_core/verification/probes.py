@@ -16,12 +16,10 @@ if TYPE_CHECKING:
 COMPARED: Final = 48
 """Rows compared for each number of rows. A reordered float32 sum of squares changes rstd in one row of eight: 48 rows
 miss it once in 600 times, and several numbers of rows and settings are tried."""
-SLOW: Final = 0.004
-"""Seconds for a lone row beyond which fewer rows are compared (Triton's interpreter)."""
 
 
-def everything(p: Prober) -> Steps:
-    """All probes of one implementation."""
+def everything(p: Prober, *, compiling: bool = True) -> Steps:
+    """All probes of one implementation; without ``compiling`` those that need no compiler."""
     dtypes = plan.dtypes(p.subject)
     small = plan.hidden_sizes(p.subject, (plan.SMALL,))[0]
     first = Setting(dtypes[0], small)
@@ -49,7 +47,7 @@ def everything(p: Prober) -> Steps:
         setting = Setting(first.dtype, hidden)
         if p.accept(setting):
             yield from middle(p, setting)
-    if not p.refuted:
+    if compiling and not p.refuted:
         yield from compiled(p, first, dtypes)
     for setting in [Setting(d, small, v) for d in dtypes[:2] for v in plan.variant_names(p.subject, first)]:
         if p.accept(setting):
@@ -61,7 +59,7 @@ def everything(p: Prober) -> Steps:
         if setting not in p.settings and p.accept(setting):
             yield from wide(p, setting)
     yield from tall(p, first)
-    if not p.refuted:
+    if compiling and not p.refuted:
         yield from last(p, first)
 
 
@@ -103,6 +101,7 @@ def invariance(p: Prober, setting: Setting, thorough: bool) -> Steps:
         base = Call(**vars(setting), rows=33)
         cases = [Case("repetition", base.but(before="interleaved"), base)]
         yield from p.pairs("repetition", str(setting), cases)
+    thorough = thorough and not p.slow
     yield from neighbours(p, setting, (9, 40) if thorough else (9,), OTHERS)
     yield from position(p, setting, (37, 64, 200) if thorough else (37,))
     yield from memory(p, setting, (1, 2, 6, 40) if thorough else (1, 6))
@@ -112,7 +111,7 @@ def invariance(p: Prober, setting: Setting, thorough: bool) -> Steps:
     if thorough:
         yield from rows(p, setting, plan.ROWS)
     else:
-        yield from rows(p, setting, (1, 2, 7, 33, 65, 129, 257, 300, 513), compared=24)
+        yield from rows(p, setting, plan.SOME_ROWS, compared=24)
 
 
 def neighbours(p: Prober, setting: Setting, numbers: tuple[int, ...], contents: tuple[str, ...]) -> Steps:
@@ -158,7 +157,7 @@ def _taken(p: Prober, call: Call) -> bool:
 
 def base_rows(p: Prober, setting: Setting) -> int:
     """Rows of the call that others are compared with: as many as the pool has, fewer where a call is slow."""
-    size = p.subject.pool_rows(setting)
+    size = min(p.subject.pool_rows(setting), 300 if not p.slow or setting.hidden < 1024 else 64)
     while size > 8 and p.subject.cost(Call(**vars(setting), rows=size)) > 3.0:
         size //= 2
     return size
@@ -169,8 +168,9 @@ def rows(
 ) -> Steps:
     """How many rows there are: each number against one batch; for few rows, several windows of the pool."""
     base = Call(**vars(setting), rows=base_rows(p, setting), threads=threads if p.on_cpu else 0)
-    if p.subject.cost(base.but(rows=1)) > SLOW:
-        compared = 8
+    if p.slow:
+        compared = 4
+        numbers = tuple(n for n in numbers if n in plan.SOME_ROWS and (n < 65 or setting.hidden < 1024))
     for number in numbers:
         if number == base.rows:
             continue
@@ -188,12 +188,12 @@ def wide(p: Prober, setting: Setting) -> Steps:
     yield from p.pairs("position", str(setting), cases)
     cases = [Case("memory", base.but(layout=layout), base) for layout in ("offset", "odd_slice")]
     yield from p.pairs("memory", str(setting), cases, required=False)
-    slow = p.subject.cost(base.but(rows=1)) > SLOW * setting.hidden / plan.SMALL
-    size = 8 if slow else min(p.subject.pool_rows(setting), 64)
+    size = 8 if p.slow else min(p.subject.pool_rows(setting), 64)
     base = base.but(rows=size)
     for number in plan.FEW_ROWS:
         if number < size:
             starts = range(0, size, number) if number == 1 else range(0, min(size, 16), number)
+            starts = starts[:2] if p.slow else starts
             cases = [Case("rows", base.but(rows=number, start=start), base) for start in starts]
             yield from p.pairs("rows", f"{setting}, {number} rows", cases, required=number < 8)
 

@@ -40,8 +40,10 @@ def selection(subject: Subject, call: Call) -> str | None:
     """Whether the choice is the same for every number of rows and layout, in the setting of ``call``."""
     impl, op = subject.impl, subject.op
     policy = Policy(
-        batch_invariant=impl.batch_invariant, ops=((op.name, OpPolicy(prefer=(impl.provider,))),), vouched={"*"}
-    )  # type: ignore[arg-type]
+        batch_invariant=impl.batch_invariant,
+        ops=((op.name, OpPolicy(prefer=(impl.provider,))),),
+        vouched=frozenset({"*"}),
+    )
     seen: dict[Any, tuple[str | None, str]] = {}
     for rows in ROWS:
         arguments: list[tuple[str, list[Any]]] = []

@@ -5,16 +5,16 @@ from __future__ import annotations
 
 import datetime
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import torch
 
 from ir_core.errors import CertificateError, IrError
 from ir_core.verification import evidence, history, identity, plan, store
-from ir_core.verification.certificate import Certificate, Finding, Verdict
 from ir_core.verification.calls import Case
+from ir_core.verification.certificate import Certificate, Finding, Verdict
 from ir_core.verification.prober import Prober, Step, Steps, command_for, evaluate
 from ir_core.verification.subject import threads
 
@@ -62,8 +62,15 @@ class Report:
         }
 
 
-class Progress:
+class Progress(Protocol):
     """Told what happens; the command line draws it."""
+
+    def update(self, probers: Sequence[Prober], remaining: float) -> None:
+        """Something was done."""
+
+
+class Silent:
+    """Draws nothing."""
 
     def update(self, probers: Sequence[Prober], remaining: float) -> None:
         """Something was done."""
@@ -160,7 +167,7 @@ def verify(
     child = history.Child(runnable, target.device, setup, seed) if fresh_process and runnable else None
     try:
         with torch.no_grad(), threads(1):  # what is not under test needs no threads, and waits for none
-            _share(probers, began + budget, progress or Progress())
+            _share(probers, began + budget, progress or Silent())
             if child is not None:
                 _check_history(probers, child.results(began + budget - time.monotonic()))
     finally:
@@ -202,6 +209,17 @@ def _share(probers: Sequence[Prober], deadline: float, progress: Progress) -> No
         _advance(prober, steps, allowed, waiting)
         prober.doing = "done" if prober not in waiting else prober.doing
     progress.update(probers, max(deadline - time.monotonic(), 0.0))
+
+
+def run_alone(prober: Prober, steps: Steps, seconds: float) -> None:
+    """Run some steps of one prober within a time."""
+    waiting: dict[Prober, tuple[Steps, Step]] = {}
+    until = time.monotonic() + seconds
+    with torch.no_grad(), threads(1):
+        _advance(prober, steps, None, waiting)
+        while waiting:
+            started, step = waiting.pop(prober)
+            _advance(prober, started, until - time.monotonic() > step.seconds or not prober.cases, waiting)
 
 
 def _advance(
@@ -258,7 +276,7 @@ def certificate(prober: Prober) -> Certificate:
         verdict=verdict,
         findings=tuple(findings),
         cases=dict(sorted(prober.cases.items())),
-        skipped=tuple([*(f"not reached: {note}" for note in prober.skipped), *prober.left_out]),
+        skipped=(*(f"not reached: {note}" for note in prober.skipped), *prober.left_out),
         settings=tuple(str(setting) for setting in prober.settings),
         seconds=round(prober.spent, 2),
         created=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
@@ -293,6 +311,3 @@ def _reproduce_history(prober: Prober) -> str | None:
         raise CertificateError(prober.left_out[0])
     found = prober.found.get("history")
     return found.summary if found else None
-
-
-ProgressLike = Callable[[Sequence[Prober], float], None]
