@@ -133,7 +133,9 @@ def calls_of(name: str, dtype: torch.dtype, weight_dtype: torch.dtype) -> tuple:
 @pytest.mark.parametrize("name", ["rms_norm", "fused_add_rms_norm", "gelu_and_mul_sparse"])
 @pytest.mark.parametrize(("dtype", "weight_dtype"), MIXED)
 @pytest.mark.parametrize("provider", ["native", "portable"])
-def test_the_backward_is_that_of_native_and_the_forward_keeps_its_bits(name, dtype, weight_dtype, provider, wrap):
+def test_the_backward_is_that_of_native_and_the_forward_keeps_its_bits(
+    name, dtype, weight_dtype, provider, wrap
+):
     op = getattr(ops, name)
     args = calls_of(name, dtype, weight_dtype)
     leaves = [a for a in args if isinstance(a, Tensor)]

@@ -66,10 +66,14 @@ def test_each_step_happens_when_it_is_needed(site):
     good(site, "t-lazy", "t_lazy", supports_args="{code}:predicate")
     data, code = f"t_lazy_{site.folder.name}".replace("-", "_"), f"kernels_t_lazy_{site.folder.name}"
     assert data not in sys.modules  # installed is not imported
-    outcome = ir_core.select(ops.rms_norm, ir_core.Policy(), ir_core.Target("cpu", "cpu"), (X, None, 1e-6, None))
+    outcome = ir_core.select(
+        ops.rms_norm, ir_core.Policy(), ir_core.Target("cpu", "cpu"), (X, None, 1e-6, None)
+    )
     assert data in sys.modules  # an account of everything reads what is offered ...
     assert code not in sys.modules  # ... and imports no code of it
-    assert {c.provider: c.reason for c in outcome.candidates}["t_lazy"] == "not in the priority list (none is set)"
+    assert {c.provider: c.reason for c in outcome.candidates}[
+        "t_lazy"
+    ] == "not in the priority list (none is set)"
     ops.rms_norm(X, None, 1e-6)
     assert code not in sys.modules
     with ops.rms_norm.set_priority(["t_lazy"]):
@@ -158,16 +162,23 @@ BROKEN = {
         "'rms_norm/y' has no impl",
     ),
     "bad requirement": (
-        "PACK = {'api': 1, 'name': 'x', 'implementations': "
-        "[{'op': 'rms_norm', 'provider': 'y', 'impl': 'a:b', 'requires': 'sm>>9'}]}",
+        (
+            "PACK = {'api': 1, 'name': 'x', 'implementations': "
+            "[{'op': 'rms_norm', 'provider': 'y', 'impl': 'a:b', 'requires': 'sm>>9'}]}"
+        ),
         "malformed requirement",
     ),
     "bad flag": (
-        "PACK = {'api': 1, 'name': 'x', 'implementations': "
-        "[{'op': 'rms_norm', 'provider': 'y', 'impl': 'a:b', 'inplace': 'no'}]}",
+        (
+            "PACK = {'api': 1, 'name': 'x', 'implementations': "
+            "[{'op': 'rms_norm', 'provider': 'y', 'impl': 'a:b', 'inplace': 'no'}]}"
+        ),
         "inplace='no'",
     ),
-    "calls an op": ("import ir_core, torch\nir_core.ops.rms_norm.impls\nPACK = {}", "The packs are being read"),
+    "calls an op": (
+        "import ir_core, torch\nir_core.ops.rms_norm.impls\nPACK = {}",
+        "The packs are being read",
+    ),
 }
 
 
@@ -196,7 +207,11 @@ def test_a_broken_pack_is_a_failure_and_the_rest_goes_on(site, how: str, caplog:
 
 @pytest.mark.parametrize(
     ("entry", "expected"),
-    [("no_such_module_at_all:PACK", "ModuleNotFoundError"), ("json:PACK", "AttributeError"), ("json", "no pack")],
+    [
+        ("no_such_module_at_all:PACK", "ModuleNotFoundError"),
+        ("json:PACK", "AttributeError"),
+        ("json", "no pack"),
+    ],
 )
 def test_broken_entry_points(site, entry: str, expected: str):
     site.distribution("t-entry", f"[ir_core.kernels]\nmain = {entry}\n")
@@ -252,7 +267,9 @@ def test_code_that_cannot_be_loaded(site, how: str, caplog: pytest.LogCaptureFix
     with caplog.at_level(logging.WARNING, "ir_core"), ops.rms_norm.set_priority(["t_code"]):
         for _ in range(3):
             assert ops.rms_norm(X, None, 1e-6)[0, 0] == 0
-        outcome = ir_core.select(ops.rms_norm, ir_core.current(), ir_core.Target("cpu", "cpu"), (X, None, 1e-6, None))
+        outcome = ir_core.select(
+            ops.rms_norm, ir_core.current(), ir_core.Target("cpu", "cpu"), (X, None, 1e-6, None)
+        )
     assert outcome.provider == "native"
     assert "cannot be loaded" in outcome.candidates[0].reason
     assert expected in outcome.candidates[0].reason
@@ -471,7 +488,9 @@ def test_who_to_ask_for_a_provider(site, monkeypatch: pytest.MonkeyPatch):
 
 # -- platforms
 
-DEVICES = "class PACK:\n    PLATFORM_API = {api}\n    @staticmethod\n    def describe_devices():\n        {body}\n"
+DEVICES = (
+    "class PACK:\n    PLATFORM_API = {api}\n    @staticmethod\n    def describe_devices():\n        {body}\n"
+)
 
 
 @pytest.mark.parametrize(

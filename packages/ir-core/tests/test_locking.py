@@ -67,7 +67,8 @@ def test_an_op_that_is_not_in_the_file(locked):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "nonsense", "[]", "{}", '{"format": 2, "ops": {}}', '{"format": 1}', '{"format": 1, "ops": 3}']
+    "text",
+    ["", "nonsense", "[]", "{}", '{"format": 2, "ops": {}}', '{"format": 1}', '{"format": 1, "ops": 3}'],
 )
 def test_files_that_cannot_be_read(locked, text: str):
     locked(None, text)

@@ -34,7 +34,9 @@ def exactly_equal(a: Tensor, b: Tensor) -> bool:
     return a.dtype is b.dtype and a.shape == b.shape and torch.equal(a.view(integer), b.view(integer))
 
 
-def reference(x: Tensor, residual: Tensor | None, weight: Tensor | None, size: int | None) -> tuple[Tensor, Tensor]:
+def reference(
+    x: Tensor, residual: Tensor | None, weight: Tensor | None, size: int | None
+) -> tuple[Tensor, Tensor]:
     """In float64, nothing rounded but the inputs (and the sum's float32, which the op normalises)."""
     s = x.double() if residual is None else (x.float() + residual.float()).double()
     head = s if size is None else s[..., :size]
@@ -119,10 +121,16 @@ def layouts(x: Tensor) -> dict[str, Tensor]:
     }
 
 
-@pytest.mark.parametrize("layout", ["transposed", "every second column", "padded rows", "every second row", "not aligned"])
+@pytest.mark.parametrize(
+    "layout", ["transposed", "every second column", "padded rows", "every second row", "not aligned"]
+)
 @pytest.mark.parametrize("dtype", [F32, BF16])
 def test_portable_has_the_same_bits_in_any_layout(layout, dtype):
-    x, residual, weight = torch.randn(6, 40).to(dtype), torch.randn(6, 40).to(dtype), torch.randn(40).to(dtype)
+    x, residual, weight = (
+        torch.randn(6, 40).to(dtype),
+        torch.randn(6, 40).to(dtype),
+        torch.randn(40).to(dtype),
+    )
     strided = layouts(x)[layout]
     assert torch.equal(strided, x)
     norm = implementation(ops.rms_norm, "portable")
@@ -188,7 +196,10 @@ def test_special_values(provider):
 
 
 @BOTH
-@pytest.mark.parametrize(("dtype", "approximate", "multiplier"), itertools.product([F32, HALF, BF16], ["none", "tanh"], [0.0, 1.5]))
+@pytest.mark.parametrize(
+    ("dtype", "approximate", "multiplier"),
+    list(itertools.product([F32, HALF, BF16], ["none", "tanh"], [0.0, 1.5])),
+)
 def test_gelu_and_mul_sparse_agrees_with_float64(provider, dtype, approximate, multiplier):
     x = torch.randn(6, 64).to(dtype)
     gate, up = x.double().chunk(2, -1)
@@ -198,7 +209,9 @@ def test_gelu_and_mul_sparse_agrees_with_float64(provider, dtype, approximate, m
     assert found.dtype is dtype
     assert found.shape == (6, 32)
     u = torch.finfo(dtype).eps
-    torch.testing.assert_close(found.double(), expected, rtol=8 * u, atol=16 * u)  # differences near the threshold
+    torch.testing.assert_close(
+        found.double(), expected, rtol=8 * u, atol=16 * u
+    )  # differences near the threshold
 
 
 @BOTH
@@ -230,11 +243,18 @@ def test_inputs_are_left_alone(op, provider):
 
 
 def test_schemas_are_those_of_vllm_0_33():
-    assert ops.rms_norm.schema == "(Tensor x, Tensor? weight, float epsilon, SymInt? variance_size=None) -> Tensor"
+    assert (
+        ops.rms_norm.schema
+        == "(Tensor x, Tensor? weight, float epsilon, SymInt? variance_size=None) -> Tensor"
+    )
     assert ops.fused_add_rms_norm.schema == (
         "(Tensor x, Tensor x_residual, Tensor? weight, float epsilon, SymInt? variance_size=None) -> (Tensor, Tensor)"
     )
-    assert ops.gelu_and_mul_sparse.schema == '(Tensor x, float std_multiplier, str approximate="none") -> Tensor'
+    assert (
+        ops.gelu_and_mul_sparse.schema == '(Tensor x, float std_multiplier, str approximate="none") -> Tensor'
+    )
     assert ops.fused_add_rms_norm.allow_inplace
     assert all(op.has_reduction for op in (ops.rms_norm, ops.fused_add_rms_norm, ops.gelu_and_mul_sparse))
-    assert all("portable" in op.impls for op in (ops.rms_norm, ops.fused_add_rms_norm, ops.gelu_and_mul_sparse))
+    assert all(
+        "portable" in op.impls for op in (ops.rms_norm, ops.fused_add_rms_norm, ops.gelu_and_mul_sparse)
+    )

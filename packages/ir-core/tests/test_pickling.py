@@ -52,14 +52,20 @@ def one(x: torch.Tensor) -> torch.Tensor:
 
 
 def test_values_travel_as_values():
-    asked = ir_core.Policy(batch_invariant=True, ops={"rms_norm": ir_core.OpPolicy(deny={"native"})}, vouched={"*"})
-    outcome = ir_core.select(ops.rms_norm, asked, ir_core.Target("cpu", "cpu"), (torch.zeros(1, 4), None, 0.0, None))
+    asked = ir_core.Policy(
+        batch_invariant=True, ops={"rms_norm": ir_core.OpPolicy(deny={"native"})}, vouched={"*"}
+    )
+    outcome = ir_core.select(
+        ops.rms_norm, asked, ir_core.Target("cpu", "cpu"), (torch.zeros(1, 4), None, 0.0, None)
+    )
     for value in (asked, outcome, ir_core.Target("cpu", "cpu"), ir_core.parse_requirement("sm>=9.0 | cpu")):
         assert trip(value) == value
         assert hash(trip(value)) == hash(value)
 
 
-@pytest.mark.parametrize("kind", [k for k in vars(errors).values() if isinstance(k, type) and issubclass(k, IrError)])
+@pytest.mark.parametrize(
+    "kind", [k for k in vars(errors).values() if isinstance(k, type) and issubclass(k, IrError)]
+)
 def test_errors_keep_what_they_say(kind: type[IrError]):
     error = kind("What.", why="Why.", fix="Fix.")
     again = trip(error)

@@ -59,7 +59,7 @@ def test_the_decorator_with_parentheses():
     assert other.activation_indices == (1,)
     assert other.has_reduction
     assert not other.batch_invariant
-    assert not other.impls["native"]._flag is False
+    assert other.impls["native"]._flag is not False
 
 
 def test_what_an_op_says_of_itself():
@@ -103,7 +103,9 @@ def test_names_that_torch_has_no_place_for(name: str):
     assert name not in ir_core.IrOp.registry
 
 
-@pytest.mark.parametrize("name", ["miss", "route", "torch_op", "op", "self", "call", "native", "tracing", "_", "impl0"])
+@pytest.mark.parametrize(
+    "name", ["miss", "route", "torch_op", "op", "self", "call", "native", "tracing", "_", "impl0"]
+)
 def test_names_like_those_of_the_generated_code(name: str):
     op = ir_core.register_op(plus_one, name=name)
     x = torch.zeros(2)
@@ -113,7 +115,9 @@ def test_names_like_those_of_the_generated_code(name: str):
 
 
 def test_parameters_named_like_the_generated_code():
-    def strange(self: Tensor, miss: float, route: int, torch_op: float = 1.0, op: int = 2, keyset: int = 3) -> Tensor:
+    def strange(
+        self: Tensor, miss: float, route: int, torch_op: float = 1.0, op: int = 2, keyset: int = 3
+    ) -> Tensor:
         return self * miss + route + torch_op + op + keyset
 
     strange_op = ir_core.register_op(strange, name="strange", activations=["self"])
@@ -125,7 +129,9 @@ def test_parameters_named_like_the_generated_code():
                 assert torch.equal(strange_op(miss=2.0, route=1, self=x, keyset=0), torch.full((2,), 6.0))
 
 
-@pytest.mark.parametrize("provider", ["op", "overloads", "_op", "default", "maybe_inplace", "donating", "x__inplace"])
+@pytest.mark.parametrize(
+    "provider", ["op", "overloads", "_op", "default", "maybe_inplace", "donating", "x__inplace"]
+)
 def test_providers_that_cannot_be_overloads(provider: str):
     op = ir_core.register_op(plus_one)
     with pytest.raises(SchemaError, match="cannot be an overload"):
@@ -356,7 +362,8 @@ def test_registering_again_many_times():
         assert op.torch_op(torch.zeros(2, device="meta")).shape == (2,)
         assert torch_library.op_of(op.torch_op) is op
         op.unregister()
-        gc.collect()
+        if turn % 5 == 0:
+            gc.collect()
 
 
 def test_an_op_that_comes_back_in_place():

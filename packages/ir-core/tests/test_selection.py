@@ -32,7 +32,9 @@ SM75 = Target(
     batch_invariant=False,
     batch_invariant_reason="batch invariance needs SM >= 9.0, cuda:0 (NVIDIA T4) is SM 7.5",
 )
-SM90 = Target(device="cuda:0", kind="cuda", name="H", capability=ir_core.Capability(9, 0), batch_invariant=True)
+SM90 = Target(
+    device="cuda:0", kind="cuda", name="H", capability=ir_core.Capability(9, 0), batch_invariant=True
+)
 ARGS = (torch.zeros(2, 8), 1e-6)
 
 
@@ -78,7 +80,10 @@ INVARIANT_REST = ["beta", "alpha", "zeta", "portable", "native"]  # by distribut
         (policy_of(disabled=True, batch_invariant=True, only=("fast",)), ["native"]),
         (policy_of(batch_invariant=True), INVARIANT_REST),
         (policy_of(batch_invariant=True, prefer=("zeta",)), ["zeta", "beta", "alpha", "portable", "native"]),
-        (policy_of(batch_invariant=True, prefer=("native",)), ["native", "beta", "alpha", "zeta", "portable"]),
+        (
+            policy_of(batch_invariant=True, prefer=("native",)),
+            ["native", "beta", "alpha", "zeta", "portable"],
+        ),
         (policy_of(batch_invariant=True, prefer=("fast",)), ["fast", *INVARIANT_REST]),
         (policy_of(batch_invariant=True, only=("zeta",)), ["zeta"]),
     ],
@@ -219,7 +224,9 @@ def test_a_certificate_admits_a_device_that_is_below_the_bound(op):
 
 
 def test_an_inconclusive_certificate_changes_nothing(op):
-    assert select(op, invariant(), CPU, ARGS, evidence=lambda i, t: Evidence("inconclusive")).provider == "beta"
+    assert (
+        select(op, invariant(), CPU, ARGS, evidence=lambda i, t: Evidence("inconclusive")).provider == "beta"
+    )
 
 
 def test_a_certificate_does_not_replace_the_declaration(op):
@@ -272,7 +279,8 @@ def test_disabled_is_native_whatever_else_is_set(op):
 
 
 @pytest.mark.parametrize(
-    "asked", [policy_of(only=()), policy_of(deny={"native"}), invariant(only=("fast",)), policy_of(only=("newer",))]
+    "asked",
+    [policy_of(only=()), policy_of(deny={"native"}), invariant(only=("fast",)), policy_of(only=("newer",))],
 )
 def test_when_none_qualifies_every_reason_is_given(op, asked: Policy):
     op.register_impl("newer", requires="sm>=9.0")(body)

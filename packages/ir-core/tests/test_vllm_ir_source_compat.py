@@ -18,19 +18,20 @@ pytestmark = pytest.mark.usefixtures("alone")
 
 # -- such a pack, as its author wrote it
 
-rms_no_var_size = (
-    lambda x, weight, epsilon, variance_size=None: variance_size is None
-    and (weight is None or weight.dtype == x.dtype)
-)
-add_no_var_size = (
-    lambda x, x_residual, weight, epsilon, variance_size=None: variance_size is None
-    and (weight is None or weight.dtype == x.dtype)
-)
+
+def rms_no_var_size(x, weight, epsilon, variance_size=None):
+    return variance_size is None and (weight is None or weight.dtype == x.dtype)
+
+
+def add_no_var_size(x, x_residual, weight, epsilon, variance_size=None):
+    return variance_size is None and (weight is None or weight.dtype == x.dtype)
 
 
 def load_pack() -> None:
     @ir.ops.rms_norm.register_impl("compat_c", supports_args=rms_no_var_size, supported=True)
-    def rms_norm(x: Tensor, weight: Tensor | None, epsilon: float, variance_size: int | None = None) -> Tensor:
+    def rms_norm(
+        x: Tensor, weight: Tensor | None, epsilon: float, variance_size: int | None = None
+    ) -> Tensor:
         assert variance_size is None
         y = torch.nn.functional.rms_norm(x.float(), (x.shape[-1],), eps=epsilon)
         return (y if weight is None else y.to(weight.dtype) * weight).to(x.dtype)
@@ -98,7 +99,7 @@ def test_set_default_stays_and_set_priority_restores():
     load_pack()
     op = ir.ops.rms_norm
     op.set_default(["compat_c", "native"])
-    with pytest.raises(ZeroDivisionError), op.set_priority(["native"]):
+    with pytest.raises(ZeroDivisionError), op.set_priority(["native"]):  # noqa: PT012
         assert op.get_priority() == ["native"]
         raise ZeroDivisionError
     assert op.get_priority() == ["compat_c", "native"]
@@ -106,12 +107,39 @@ def test_set_default_stays_and_set_priority_restores():
 
 # -- names
 
-OP = (
-    "registry name impls activations activation_indices allow_inplace torch_op register_fake register_impl dispatch "
-    "apply_arg_defaults get_priority set_default set_priority supported_providers has_input_generator "
-    "register_input_generator generate_inputs override_tolerance get_tolerance"
-).split()
-IMPL = "op provider impl_fn func_impl_fn supported supports_args supports_all_args inplace uuid".split()
+OP = [
+    "registry",
+    "name",
+    "impls",
+    "activations",
+    "activation_indices",
+    "allow_inplace",
+    "torch_op",
+    "register_fake",
+    "register_impl",
+    "dispatch",
+    "apply_arg_defaults",
+    "get_priority",
+    "set_default",
+    "set_priority",
+    "supported_providers",
+    "has_input_generator",
+    "register_input_generator",
+    "generate_inputs",
+    "override_tolerance",
+    "get_tolerance",
+]
+IMPL = [
+    "op",
+    "provider",
+    "impl_fn",
+    "func_impl_fn",
+    "supported",
+    "supports_args",
+    "supports_all_args",
+    "inplace",
+    "uuid",
+]
 
 
 @pytest.mark.parametrize("name", OP)
@@ -174,7 +202,10 @@ def test_errors_are_caught_as_before():
         (AssertionError, lambda: ir.register_op(lambda_op, name="compat_op")),  # twice
         (ValueError, lambda: ir.register_op(lambda_op, name="Compat")),
         (ValueError, lambda: ir.register_op(keyword_only, name="compat_kw")),
-        (AssertionError, lambda: ir.register_op(lambda_op, name="compat_in", activations=[], allow_inplace=True)),
+        (
+            AssertionError,
+            lambda: ir.register_op(lambda_op, name="compat_in", activations=[], allow_inplace=True),
+        ),
         (AssertionError, lambda: register(lambda_op)),  # twice
         (AssertionError, lambda: op.register_impl("native")),
         (AssertionError, lambda: op.register_impl("unfused")),
@@ -237,7 +268,7 @@ def test_inputs_and_tolerances():
         num_tokens=3, hidden_size=16, dtype=torch.float32, epsilon=1e-3
     )
     assert (residual.shape, epsilon) == ((3, 16), 1e-3)
-    x, multiplier, approximate = ir.ops.gelu_and_mul_sparse.generate_inputs(
+    x, _multiplier, approximate = ir.ops.gelu_and_mul_sparse.generate_inputs(
         num_tokens=3, hidden_size=16, dtype=torch.float32
     )
     assert (x.shape, approximate) == ((3, 32), "tanh")
@@ -251,7 +282,9 @@ def test_a_predicate_that_looks_at_rows_is_not_carried_over():
         return x.shape[0] <= 2
 
     @ir.ops.rms_norm.register_impl("compat_rows", supports_args=few_rows)
-    def rms_norm(x: Tensor, weight: Tensor | None, epsilon: float, variance_size: int | None = None) -> Tensor:
+    def rms_norm(
+        x: Tensor, weight: Tensor | None, epsilon: float, variance_size: int | None = None
+    ) -> Tensor:
         return x * 0
 
     with ir.ops.rms_norm.set_priority(["compat_rows"]):

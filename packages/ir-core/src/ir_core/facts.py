@@ -156,10 +156,10 @@ class TensorFacts:
             raise AttributeError(name)
         self._refuse(f"read .{name}")
 
-    def __bool__(self) -> NoReturn:
+    def __bool__(self) -> NoReturn:  # noqa: PLE0304  it refuses
         self._refuse("take the truth value")
 
-    def __len__(self) -> NoReturn:
+    def __len__(self) -> NoReturn:  # noqa: PLE0303  it refuses
         self._refuse("take the length")
 
     def __getitem__(self, index: object) -> NoReturn:

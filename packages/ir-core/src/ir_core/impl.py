@@ -207,7 +207,8 @@ def schema_of(what: str, fn: Callable[..., Any]) -> str:
     try:
         return infer_schema(fn, mutates_args=[])
     except (ValueError, TypeError, NameError, NotImplementedError) as error:
-        raise SchemaError(f"{what} has no schema.", why=str(error), fix="Annotate every parameter and the result.") from error
+        fix = "Annotate every parameter and the result."
+        raise SchemaError(f"{what} has no schema.", why=str(error), fix=fix) from error
 
 
 def check_schema(op: IrOp, provider: str, impl_fn: Callable[..., Any]) -> None:

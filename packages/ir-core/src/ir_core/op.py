@@ -26,6 +26,7 @@ from ir_core.registry import OPS, RESERVED_PROVIDERS, check_name
 from ir_core.selection import NATIVE
 from ir_core.tolerances import DEFAULT_TOLERANCES, Tolerance
 
+
 class IrOp:
     """An op: a schema, a meaning, and implementations to select from. Made by :func:`ir_core.register_op`.
 
@@ -236,7 +237,7 @@ class IrOp:
             IrError: none is registered (also a ``RuntimeError``).
         """
         if self._input_generator is None:
-            raise _NoInputGenerator(
+            raise _NoInputGeneratorError(
                 f"Op '{self.name}' has no input generator.",
                 fix=f"Register one: @ops.{self.name}.register_input_generator.",
             )
@@ -381,7 +382,7 @@ class IrOp:
         discovery.detach(self.name)
 
 
-class _NoInputGenerator(IrError, RuntimeError):
+class _NoInputGeneratorError(IrError, RuntimeError):
     pass
 
 
