@@ -2,7 +2,9 @@
 """The canonical order is what its definition says, whatever the batch, eager and compiled."""
 
 import math
+import re
 from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -136,3 +138,19 @@ def test_compiled_bits_are_eager_bits() -> None:
         for rows in (1, 2, 7):
             x = torch.randn(rows, n)
             assert torch.equal(compiled(x, n, 1e-6).view(torch.int32), canonical_rstd(x, n, 1e-6).view(torch.int32))
+
+
+def test_documented_reference_gives_the_same_bits() -> None:
+    """docs/canonical-order.md holds a NumPy implementation; it is the definition in other words."""
+    page = Path(__file__).parents[3] / "docs" / "canonical-order.md"
+    (code,) = re.findall(r"```python\n(.*?)```", page.read_text(), re.S)
+    documented: dict[str, object] = {}
+    exec(code, documented)
+    for n in (1, 20, 100, 4096, 7168, 40000):
+        rng = np.random.default_rng(n)
+        row, weight = (rng.standard_normal(n).astype(np.float32) for _ in range(2))
+        x32 = torch.from_numpy(row)
+        assert documented["canonical_sum"](row) == canonical_sum(x32).numpy()[0]  # type: ignore[operator]
+        want = (x32 * canonical_rstd(x32, n, 1e-6) * torch.from_numpy(weight)).numpy()
+        got = documented["rms_norm"](row, weight, 1e-6)  # type: ignore[operator]
+        assert np.array_equal(got.view(np.int32), want.view(np.int32))
