@@ -1,9 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Draw the five verbs: `python docs/pictures/make.py` writes five-verbs.svg beside itself."""
+"""Draw the pictures: `python docs/pictures/make.py` writes them beside itself.
+
+The bandwidths are drawn from what `ir-core bench --output` saved on the machine that they name (needs matplotlib).
+"""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+
+HERE = Path(__file__).parent
 
 VERBS = (
     ("1 register", "an implementation,", "its claim, its needs", "pack.py"),
@@ -57,5 +63,14 @@ def arrow(x1: int, y1: int, x2: int, y2: int) -> str:
     )
 
 
+def main() -> None:
+    """Write every picture."""
+    from ir_core.cli import bench_plot
+
+    (HERE / "five-verbs.svg").write_text(draw())
+    for data in HERE.glob("*-h100.json"):
+        bench_plot.draw(json.loads(data.read_text()), data.with_suffix(".svg"))
+
+
 if __name__ == "__main__":
-    (Path(__file__).parent / "five-verbs.svg").write_text(draw())
+    main()

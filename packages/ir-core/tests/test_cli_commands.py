@@ -250,7 +250,7 @@ def test_bench_draws(tmp_path: Path) -> None:
     from ir_core.cli import bench_plot
 
     case = {"shape": [2, 64], "provider": "native", "microseconds": 1.0}
-    case |= {"gigabytes_per_second": 1.0, "copy_gigabytes_per_second": 2.0}
+    case |= {"gigabytes_per_second": 1.0, "share_of_copy": 0.5}
     result = {"op": "rms_norm", "dtype": "float32", "machine": {"target": "cpu"}, "cases": [case]}
     bench_plot.draw(result, tmp_path / "plot.svg")
     assert "<svg" in (tmp_path / "plot.svg").read_text()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A plot of bandwidth over rows, a line an implementation."""
+"""A plot of bandwidth over rows, as a share of the device's own copy; a line an implementation."""
 
 from __future__ import annotations
 
@@ -17,26 +17,31 @@ def draw(result: dict[str, Any], path: Path) -> None:
         IrError: matplotlib is not installed.
     """
     try:
+        from matplotlib import rc_context
         from matplotlib.figure import Figure
+        from matplotlib.ticker import PercentFormatter
     except ImportError as error:
         raise IrError("--plot needs matplotlib.", fix="pip install 'ir-core[plot]'") from error
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.add_subplot()
     cases = [case for case in result["cases"] if "microseconds" in case]
     widths = sorted({case["shape"][-1] for case in cases})
+    markers = iter("ovs^Dx*P" * 99)
     for width in widths:
         mine = [case for case in cases if case["shape"][-1] == width]
         label = f", N = {width}" if len(widths) > 1 else ""
         for provider in dict.fromkeys(case["provider"] for case in mine):
-            points = sorted((rows(c), c["gigabytes_per_second"]) for c in mine if c["provider"] == provider)
-            axes.plot(*zip(*points, strict=True), marker="o", label=provider + label)
-        copies = sorted({(rows(c), c["copy_gigabytes_per_second"]) for c in mine})
-        axes.plot(*zip(*copies, strict=True), color="gray", linestyle=":", label=f"copy{label}")
-    axes.set(xscale="log", xlabel="rows", ylabel="GB/s", title=f"{result['op']}, {result['dtype']}")
+            points = sorted((rows(c), c["share_of_copy"]) for c in mine if c["provider"] == provider)
+            axes.plot(*zip(*points, strict=True), marker=next(markers), alpha=0.8, label=provider + label)
+    axes.axhline(1, color="gray", linestyle=":", label="the device's own copy of as many bytes")
+    size = f", N = {widths[0]}" if len(widths) == 1 else ""
+    axes.set_title(f"{result['op']}, {result['dtype']}{size}, {result['machine']['target']}", fontsize=9)
+    axes.set(xscale="log", xlabel="rows", ylabel="bandwidth, of the device's own copy")
+    axes.yaxis.set_major_formatter(PercentFormatter(1))
     axes.set_ylim(bottom=0)
-    axes.text(0.01, 0.01, result["machine"]["target"], transform=axes.transAxes, fontsize=7, color="gray")
     axes.legend(fontsize=8)
-    figure.savefig(path)
+    with rc_context({"svg.hashsalt": "ir-core", "svg.fonttype": "none"}):  # the same data makes the same file
+        figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else {})
 
 
 def rows(case: dict[str, Any]) -> int:
