@@ -4,8 +4,8 @@
     python benchmarks/norms.py [--quick]       # needs a GPU; nothing is written without one
 
 Each contender first proves itself: ours must have portable's bits, a peer must be within the op's tolerance of float64.
-Then a CUDA graph of many calls over rotating tensors (more than the L2 cache holds together) is replayed, the contenders
-taking turns; the median over replays is kept. Results, table and plot go to benchmarks/results/norms.*.
+Then a CUDA graph of many calls over rotating tensors (more than the L2 cache holds together) is replayed, the
+contenders taking turns; the median over replays is kept. Results, table and plot go to benchmarks/results/norms.*.
 """
 
 from __future__ import annotations
@@ -154,7 +154,9 @@ def _vllm_c() -> Contender:
 
 def _vllm_c_pinned() -> Contender:
     if os.environ.get("VLLM_BATCH_INVARIANT") != "1":
-        raise ImportError("the C kernels read VLLM_BATCH_INVARIANT once a process: measured in a process of its own")
+        raise ImportError(
+            "the C kernels read VLLM_BATCH_INVARIANT once a process: measured in a process of its own"
+        )
     return _vllm_c()
 
 
@@ -195,7 +197,9 @@ def _flashinfer() -> Contender:
 
 
 def _aten() -> Contender:
-    return Contender({"rms_norm": lambda x, r, w: torch.nn.functional.rms_norm(x, (x.shape[-1],), w, EPSILON)})
+    return Contender(
+        {"rms_norm": lambda x, r, w: torch.nn.functional.rms_norm(x, (x.shape[-1],), w, EPSILON)}
+    )
 
 
 def _inductor() -> Contender:
@@ -235,7 +239,9 @@ def importable() -> tuple[dict[str, Contender], dict[str, str]]:
     return found, missing
 
 
-def inputs(point: Point, copies: int, dtype: torch.dtype = torch.bfloat16) -> list[tuple[Tensor, Tensor, Tensor]]:
+def inputs(
+    point: Point, copies: int, dtype: torch.dtype = torch.bfloat16
+) -> list[tuple[Tensor, Tensor, Tensor]]:
     """``copies`` sets of x, residual and weight."""
     generator = torch.Generator("cuda").manual_seed(0)
     weight = torch.randn(point.n, device="cuda", generator=generator).to(dtype)
@@ -269,7 +275,9 @@ def correct(name: str, contender: Contender, point: Point) -> str | None:
     return None if error <= 8 * 2.0**-8 else f"{name}: relative error {error:.3g} against float64"
 
 
-def graph_of(call: Callable[[tuple[Tensor, Tensor, Tensor]], object], sets: list[Any]) -> tuple[torch.cuda.CUDAGraph, int]:
+def graph_of(
+    call: Callable[[tuple[Tensor, Tensor, Tensor]], object], sets: list[Any]
+) -> tuple[torch.cuda.CUDAGraph, int]:
     """A CUDA graph that calls over all sets, and the number of calls in it."""
     turns = max(len(sets), CALLS)
     stream = torch.cuda.Stream()
@@ -328,7 +336,9 @@ def host_cost() -> dict[str, float]:
             for _ in range(30):
                 torch.cuda.synchronize()
                 begin = time.perf_counter()
-                for _ in range(200):  # fewer than the launch queue takes, so that the device never holds the host
+                for _ in range(
+                    200
+                ):  # fewer than the launch queue takes, so that the device never holds the host
                     call()
                 runs.append((time.perf_counter() - begin) / 200 * 1e6)
             best[name] = statistics.median(runs)
@@ -424,7 +434,9 @@ def run(points: list[Point], only: str | None) -> dict[str, Any]:
 
 def main() -> None:
     """Measure and write, or say which numbers are missing."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--quick", action="store_true", help="three points")
     parser.add_argument("--only", choices=list(CONTENDERS), help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -433,8 +445,8 @@ def main() -> None:
         lines = "\n".join(f"  {point.name:36} goal {point.goal or '-'}" for point in points)
         raise SystemExit(
             "norms.py measures a GPU, and torch sees none here. Nothing was measured or written. Missing numbers, for "
-            f"{', '.join(CONTENDERS)} and a copy:\n{lines}\n  host cost of an eager call             goal <= 5 us direct, "
-            "<= 7 us through the torch op"
+            f"{', '.join(CONTENDERS)} and a copy:\n{lines}\n  host cost of an eager call             "
+            "goal <= 5 us direct, <= 7 us through the torch op"
         )
     found = run(points, options.only)
     if options.only:
@@ -449,7 +461,11 @@ def main() -> None:
         found["missing"][PINNED] = other["missing"][PINNED]
     lines = list(table(found["us"], points))
     ratios = summary(found["us"])
-    found |= {"host us": host_cost(), "geometric means": ratios, "goals": {p.name: p.goal for p in points if p.goal}}
+    found |= {
+        "host us": host_cost(),
+        "geometric means": ratios,
+        "goals": {p.name: p.goal for p in points if p.goal},
+    }
     path = common.save("norms", found)
     plot(found["us"], points)
     notes = [f"- missing: {name}: {why}" for name, why in found["missing"].items()]

@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
+
 from ir_core.ops import activation
 
 V = 2.0**-24
@@ -46,12 +47,24 @@ def test_special_values() -> None:
         assert y[0] == 0 and y[1] == math.inf and y[2].isnan() and y[3] == x[3] and y[4] == x[4] / 2
     with pytest.raises(ValueError, match="sigmoid"):
         activation.canonical_gelu(x, "sigmoid")
-    assert torch.equal(activation.canonical_exp(torch.tensor([-1e30, -math.inf])), torch.full((2,), math.exp(-87)))
+    assert torch.equal(
+        activation.canonical_exp(torch.tensor([-1e30, -math.inf])), torch.full((2,), math.exp(-87))
+    )
 
 
 def test_constants_are_float32_numbers() -> None:
-    for name in ("LOG2_E", "ROUND", "LN2_HIGH", "LN2_LOW", "EXP_MIN", "TAIL_SCALE", "CUBIC", "EXP", "TAIL",
-                 "MINUS_TWO_ROOT_TWO_OVER_PI"):
+    for name in (
+        "LOG2_E",
+        "ROUND",
+        "LN2_HIGH",
+        "LN2_LOW",
+        "EXP_MIN",
+        "TAIL_SCALE",
+        "CUBIC",
+        "EXP",
+        "TAIL",
+        "MINUS_TWO_ROOT_TWO_OVER_PI",
+    ):
         for value in np.atleast_1d(getattr(activation, name)):
             assert float(np.float32(value)) == value, name
 
@@ -78,4 +91,4 @@ def test_row_does_not_see_the_batch(dtype: torch.dtype) -> None:
     x[1], x[2], x[3] = math.nan, math.inf, 6e4
     whole = impl(x, 1.6, "none")
     for i in (0, 5, 63):
-        assert torch.equal(whole[i], impl(x[i:i + 1].clone(), 1.6, "none")[0])
+        assert torch.equal(whole[i], impl(x[i : i + 1].clone(), 1.6, "none")[0])

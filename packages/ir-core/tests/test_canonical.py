@@ -9,10 +9,39 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+
 from ir_core.ops.canonical import canonical_layout, canonical_mean, canonical_rstd, canonical_sum
 
-LENGTHS = [1, 2, 3, 7, 8, 9, 64, 100, 127, 128, 129, 255, 256, 1000, 1024, 1025, 2048, 2880, 4096, 5120, 7168, 8192,
-           16384, 16385, 32768, 40000, 65536, 70001]
+LENGTHS = [
+    1,
+    2,
+    3,
+    7,
+    8,
+    9,
+    64,
+    100,
+    127,
+    128,
+    129,
+    255,
+    256,
+    1000,
+    1024,
+    1025,
+    2048,
+    2880,
+    4096,
+    5120,
+    7168,
+    8192,
+    16384,
+    16385,
+    32768,
+    40000,
+    65536,
+    70001,
+]
 
 
 def reference(row: np.ndarray) -> np.float32:
@@ -30,7 +59,7 @@ def reference(row: np.ndarray) -> np.float32:
         while size > 1:
             size //= 2
             for key in [k for k in value if k[axis] < size]:
-                upper = (*key[:axis], key[axis] + size, *key[axis + 1:])
+                upper = (*key[:axis], key[axis] + size, *key[axis + 1 :])
                 value[key] = np.float32(value[key] + value.pop(upper))
 
     fold(4, v_)
@@ -77,8 +106,8 @@ def test_error_is_within_the_bound_of_the_tree(n: int) -> None:
 def test_row_does_not_see_the_batch(n: int) -> None:
     batch = torch.randn(300, n, generator=torch.Generator().manual_seed(0))
     batch[1], batch[2], batch[3] = math.nan, math.inf, 3e38
-    want = [canonical_rstd(batch[i:i + 1].clone(), n, 1e-6) for i in (0, 7, 299)]
-    strided = torch.empty(300, n + 3)[:, 1:n + 1].copy_(batch)
+    want = [canonical_rstd(batch[i : i + 1].clone(), n, 1e-6) for i in (0, 7, 299)]
+    strided = torch.empty(300, n + 3)[:, 1 : n + 1].copy_(batch)
     for view in (batch, strided, batch.t().contiguous().t()):
         got = canonical_rstd(view, n, 1e-6)
         for i, w in zip((0, 7, 299), want, strict=True):
@@ -137,7 +166,9 @@ def test_compiled_bits_are_eager_bits() -> None:
     for n in (100, 4096):
         for rows in (1, 2, 7):
             x = torch.randn(rows, n)
-            assert torch.equal(compiled(x, n, 1e-6).view(torch.int32), canonical_rstd(x, n, 1e-6).view(torch.int32))
+            assert torch.equal(
+                compiled(x, n, 1e-6).view(torch.int32), canonical_rstd(x, n, 1e-6).view(torch.int32)
+            )
 
 
 def test_documented_reference_gives_the_same_bits() -> None:

@@ -7,13 +7,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import ir_core
 import pytest
 import torch
+from torch import Tensor
+
+import ir_core
 from ir_kernels_triton import gelu_and_mul_sparse as gelu
 from ir_kernels_triton import rms_norm as norms
 from ir_kernels_triton.proof import golden
-from torch import Tensor
 
 # numpy speaks of the NaN, infinities and overflows that the interpreter meets; they are wanted here.
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning:triton", "ignore::RuntimeWarning:numpy")
@@ -35,7 +36,9 @@ def bits(x: Tensor) -> Tensor:
 def same(got: Any, want: Any) -> None:
     for a, b in zip(*((r if isinstance(r, tuple) else (r,)) for r in (got, want)), strict=True):
         assert a.shape == b.shape and a.dtype == b.dtype
-        assert torch.equal(bits(a), bits(b)), f"{int((bits(a) != bits(b)).sum())} of {a.numel()} elements differ"
+        assert torch.equal(bits(a), bits(b)), (
+            f"{int((bits(a) != bits(b)).sum())} of {a.numel()} elements differ"
+        )
 
 
 def random(*shape: int, dtype: torch.dtype, device: str, seed: int = 0, scale: float = 1.0) -> Tensor:
@@ -57,10 +60,14 @@ def check(x: Tensor, residual: Tensor, weight: Tensor | None, variance_size: int
 
 def writable(x: Tensor) -> Tensor:
     """A copy with the same strides and the same alignment."""
-    extent = x.storage_offset() + 1 + sum(
-        (size - 1) * stride for size, stride in zip(x.shape, x.stride(), strict=True) if size
+    extent = (
+        x.storage_offset()
+        + 1
+        + sum((size - 1) * stride for size, stride in zip(x.shape, x.stride(), strict=True) if size)
     )
-    copy = torch.zeros(max(extent, 1), dtype=x.dtype, device=x.device).as_strided(x.shape, x.stride(), x.storage_offset())
+    copy = torch.zeros(max(extent, 1), dtype=x.dtype, device=x.device).as_strided(
+        x.shape, x.stride(), x.storage_offset()
+    )
     return copy.copy_(x)
 
 
@@ -122,7 +129,10 @@ def test_layouts(device: str, dtype: torch.dtype, layout: str) -> None:
         same(norms.fused_add_rms_norm_batch_invariant_functional(x, r.contiguous(), *args), want)
         if layout != "expanded":
             same(norms.fused_add_rms_norm_batch_invariant(writable(x), writable(r), *args), want)
-    same(gelu.gelu_and_mul_sparse_batch_invariant(x, 0.5, "tanh"), portable("gelu_and_mul_sparse")(x, 0.5, "tanh"))
+    same(
+        gelu.gelu_and_mul_sparse_batch_invariant(x, 0.5, "tanh"),
+        portable("gelu_and_mul_sparse")(x, 0.5, "tanh"),
+    )
 
 
 def test_overlapping_rows_are_not_written(device: str) -> None:
@@ -134,12 +144,14 @@ def test_overlapping_rows_are_not_written(device: str) -> None:
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("n", [100, 128, 4096])
 def test_row_does_not_see_the_batch(device: str, dtype: torch.dtype, n: int) -> None:
-    """Rows alone, in batches of 2, 3, 64 and 300, beside NaN, infinity and huge numbers, in other places and layouts."""
+    """Rows alone, in batches of 2, 3, 64, 300, beside NaN, infinity and huge numbers, in other places and layouts."""
     sizes = (2, 3, 64, 300) if n == 128 or device == "cuda" else (2, 5)
     rows = random(3, n, dtype=dtype, device=device, seed=4)
     w = random(n, dtype=dtype, device=device, seed=5)
     alone = [norms.rms_norm_batch_invariant(row[None], w, 1e-6)[0] for row in rows]
-    added = [norms.fused_add_rms_norm_batch_invariant_functional(row[None], row[None], w, 1e-6) for row in rows]
+    added = [
+        norms.fused_add_rms_norm_batch_invariant_functional(row[None], row[None], w, 1e-6) for row in rows
+    ]
     for m, padding in itertools.product(sizes, (0, 3)):
         batch = random(m, n + padding, dtype=dtype, device=device, seed=m)[:, :n]
         batch[::3], batch[1::3] = torch.nan, torch.inf
@@ -159,7 +171,10 @@ def test_special_values(device: str, dtype: torch.dtype) -> None:
         x[row, 7] = value
     x[6], x[7], x[8] = -0.0, tiny, big
     check(x, torch.flip(x, (0,)), random(300, dtype=dtype, device=device, seed=7))
-    same(gelu.gelu_and_mul_sparse_batch_invariant(x, 0.1, "none"), portable("gelu_and_mul_sparse")(x, 0.1, "none"))
+    same(
+        gelu.gelu_and_mul_sparse_batch_invariant(x, 0.1, "none"),
+        portable("gelu_and_mul_sparse")(x, 0.1, "none"),
+    )
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -209,4 +224,6 @@ def test_plain_gelu_agrees_with_native(device: str) -> None:
     for dtype, approximate in itertools.product(DTYPES, ("none", "tanh")):
         x = random(4, 4096, dtype=dtype, device=device, seed=9)
         want = op.impls["native"].impl_fn(x, 1.6, approximate)
-        torch.testing.assert_close(gelu.gelu_and_mul_sparse(x, 1.6, approximate), want, **op.get_tolerance(dtype))
+        torch.testing.assert_close(
+            gelu.gelu_and_mul_sparse(x, 1.6, approximate), want, **op.get_tolerance(dtype)
+        )

@@ -6,9 +6,10 @@ import subprocess
 import sys
 from importlib.metadata import entry_points
 
-import ir_core
 import pytest
 import torch
+
+import ir_core
 from ir_core import facts
 from ir_kernels_triton import predicates
 from ir_kernels_triton.pack import PACK
@@ -28,7 +29,9 @@ def test_entry_point_names_the_pack() -> None:
     assert found.load() is PACK
 
 
-@pytest.mark.parametrize("offer", PACK["implementations"], ids=lambda offer: f"{offer['op']}/{offer['provider']}")
+@pytest.mark.parametrize(
+    "offer", PACK["implementations"], ids=lambda offer: f"{offer['op']}/{offer['provider']}"
+)
 def test_every_string_resolves(offer: dict[str, str]) -> None:
     for key in ("impl", "supports_args"):
         module, _, name = offer[key].partition(":")
@@ -39,7 +42,10 @@ def test_every_string_resolves(offer: dict[str, str]) -> None:
 
 
 def test_claims() -> None:
-    claims = {(o["op"], o["provider"]): (o["batch_invariant"], o["inplace"], o["opaque"]) for o in PACK["implementations"]}
+    claims = {
+        (o["op"], o["provider"]): (o["batch_invariant"], o["inplace"], o["opaque"])
+        for o in PACK["implementations"]
+    }
     for op in ("rms_norm", "fused_add_rms_norm", "gelu_and_mul_sparse"):
         inplace = op == "fused_add_rms_norm"
         assert claims[op, "triton_batch_invariant"] == (True, inplace, True)
@@ -54,7 +60,14 @@ def ask(name: str, *args: object) -> str | None:
 
 def test_predicates_accept_every_layout() -> None:
     x, w = torch.zeros(4, 6, 264, dtype=torch.bfloat16), torch.zeros(128)
-    for view in (x[..., :128], x[..., 1:129], x[..., ::2][..., :128], x[0, 0, :128], x[:0, :, :128], x[::2, ::3, :128]):
+    for view in (
+        x[..., :128],
+        x[..., 1:129],
+        x[..., ::2][..., :128],
+        x[0, 0, :128],
+        x[:0, :, :128],
+        x[::2, ::3, :128],
+    ):
         for weight in (w, w.half(), None):
             assert ask("rms_norm", view, weight, 1e-6) is None
             assert ask("fused_add_rms_norm", view, view, weight, 1e-6, 64) is None
@@ -85,4 +98,7 @@ def test_predicates_say_why() -> None:
     assert ask("gelu_and_mul_sparse", x[:, :3], 1.0) == (
         "x must have rows of an even number of elements (gate and up), it has 3"
     )
-    assert ask("gelu_and_mul_sparse", x, 1.0, "sigmoid") == "approximate must be 'none' or 'tanh', it is 'sigmoid'"
+    assert (
+        ask("gelu_and_mul_sparse", x, 1.0, "sigmoid")
+        == "approximate must be 'none' or 'tanh', it is 'sigmoid'"
+    )

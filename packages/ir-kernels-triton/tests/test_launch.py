@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+
 from ir_kernels_triton import compat, gelu_and_mul_sparse, launch_config, launcher, rms_norm, rows
 from ir_kernels_triton.launch_config import KernelSpec
 
@@ -88,7 +89,9 @@ def test_promise_of_alignment_is_kept(recorded: type[Recorded]) -> None:
             fits = all(p % 16 == 0 for p in (*reads, weight)) and all(s * 2 % 16 == 0 for s in strides)
             assert dict(spec.constants)["ALIGNED"] == fits
             assert all(p % 16 == 0 for p in writes) and all(s * 2 % 16 == 0 for s in strides[4:])
-            touched = inplace and all(offset == 0 and stride % 8 == 0 for offset, stride in ((xo, xs), (ro, rs)))
+            touched = inplace and all(
+                offset == 0 and stride % 8 == 0 for offset, stride in ((xo, xs), (ro, rs))
+            )
             assert (writes == reads) == touched
 
 
@@ -112,7 +115,9 @@ def test_collapse_addresses_every_row(shape: tuple[int, ...]) -> None:
     whole = torch.arange(2 * 3 * 4 * 6 * 16).reshape(2, 3, 4, 6, 16)
     for view in (
         torch.arange(torch.Size(shape).numel()).reshape(shape),
-        whole[..., 1, :8][tuple(slice(0, n) for n in shape[:-1])] if len(shape) == 4 else whole[0, :, 1, :, 4:12],
+        whole[..., 1, :8][tuple(slice(0, n) for n in shape[:-1])]
+        if len(shape) == 4
+        else whole[0, :, 1, :, 4:12],
         whole[:, 1, 2, 3, :8],
         whole[1:2, :, 1:2, ::2, :8],
     ):
@@ -120,8 +125,8 @@ def test_collapse_addresses_every_row(shape: tuple[int, ...]) -> None:
         if found is None:
             continue
         flat = view.reshape(-1, view.shape[-1])
-        assert found.count == len(flat)
-        for row in range(found.count):
+        assert found.number == len(flat)
+        for row in range(found.number):
             outer, step = (row // found.inner, row % found.inner) if found.inner else (row, 0)
             start = view.storage_offset() + outer * found.outer[0] + step * found.step[0]
             assert int(flat[row, 0]) == int(torch.as_strided(view, (1,), (1,), start))
@@ -139,9 +144,12 @@ def test_parts_cover_all_rows_once(limit: int) -> None:
         given = rows.Rows(6 if not inner else 15, inner, (outer,), (step,))
         seen = []
         for part, (tensor,) in rows.parts(given, (base,), limit):
-            assert part.count <= max(limit, inner or 1)
-            seen += [int(tensor) + (r // inner * outer + r % inner * step if inner else r * outer) for r in range(part.count)]
-        want = [r // inner * outer + r % inner * step if inner else r * outer for r in range(given.count)]
+            assert part.number <= max(limit, inner or 1)
+            seen += [
+                int(tensor) + (r // inner * outer + r % inner * step if inner else r * outer)
+                for r in range(part.number)
+            ]
+        want = [r // inner * outer + r % inner * step if inner else r * outer for r in range(given.number)]
         assert seen == want
 
 
@@ -192,7 +200,10 @@ def test_direct_launch_speaks_to_triton_as_it_is(monkeypatch: pytest.MonkeyPatch
     for name in ("run", "launch_metadata"):
         assert hasattr(CompiledKernel, name)
     order = inspect.getsource(CompiledKernel.__getitem__)
-    assert "self.run(grid[0], grid[1], grid[2], stream, self.function, self.packed_metadata, launch_metadata," in order
+    assert (
+        "self.run(grid[0], grid[1], grid[2], stream, self.function, self.packed_metadata, launch_metadata,"
+        in order
+    )
     assert "knobs.runtime.launch_enter_hook, knobs.runtime.launch_exit_hook, *args)" in order
     spec = launch_config.rms_spec(
         128, 128, "bf16", "bf16", aligned=True, inner=False, residual=False, canonical=True, interpret=False
@@ -215,7 +226,9 @@ def test_direct_launch_speaks_to_triton_as_it_is(monkeypatch: pytest.MonkeyPatch
     assert dict(zip(names[len(spec.signature) :], args[16:], strict=True)) == dict(spec.constants)
 
 
-def test_kernel_takes_the_device_of_its_tensors(monkeypatch: pytest.MonkeyPatch, recorded: type[Recorded]) -> None:
+def test_kernel_takes_the_device_of_its_tensors(
+    monkeypatch: pytest.MonkeyPatch, recorded: type[Recorded]
+) -> None:
     spec = launch_config.gelu_spec(128, "bf16", inner=False, tanh=True, canonical=True, interpret=False)
     kernel = launcher.Kernel(spec, torch.device("cpu"))
     x = torch.zeros(2, 256, dtype=torch.bfloat16)

@@ -61,12 +61,18 @@ def test_a_broken_kernel_is_caught_side_by_side() -> None:
     moved = dataclasses.replace(good, variant="misaligned", spec=plain.spec)
     (first, *rest) = checks.complaints([(good, compiled), (moved, other)], "sm90")
     assert "a call's layout changes the layout of a reduction" in first
-    assert first.count("as usual |") == first.count("misaligned |") == max(map(len, (compiled.reductions, other.reductions)))
+    assert (
+        first.count("as usual |")
+        == first.count("misaligned |")
+        == max(map(len, (compiled.reductions, other.reductions)))
+    )
     assert any("contraction allowed" in text for text in rest)
     assert any("approximates or flushes" in text for text in rest)
     assert any("contracts multiplications and additions" in text for text in rest)
     spilled = dataclasses.replace(compiled, spilled=8, accesses=(2,) * 96)
     texts = list(checks.alone(good, spilled))
-    assert any("spills 8 bytes" in text for text in texts) and any("has 0 global accesses of 16" in text for text in texts)
+    assert any("spills 8 bytes" in text for text in texts) and any(
+        "has 0 global accesses of 16" in text for text in texts
+    )
     assert list(checks.within({"triton": "x", good.name: [0, 0, 0, 0]}, good, compiled))
     assert "has no budget" in next(checks.within({}, good, compiled))

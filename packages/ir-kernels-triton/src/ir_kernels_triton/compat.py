@@ -23,7 +23,7 @@ from ir_kernels_triton.launch_config import KernelSpec
 logger = logging.getLogger(__name__)
 
 Launch = Callable[[int, int, tuple[Any, ...]], None]
-"""``launch(programs, device index, runtime arguments)``; pointers are integers or tensors as ``takes_pointers`` says."""
+"""``launch(programs, device index, runtime arguments)``; ``takes_pointers``: pointers are integers, else tensors."""
 
 
 def jit_function(spec: KernelSpec) -> Any:
@@ -57,7 +57,10 @@ def _complain(why: str) -> None:
         _complained = True
         logger.warning(
             "Triton %s has another launch interface than the one known here (%s): kernels go through kernel[grid], "
-            "which costs several microseconds more a call. Bits are the same.", triton.__version__, why)
+            "which costs several microseconds more a call. Bits are the same.",
+            triton.__version__,
+            why,
+        )
 
 
 class SlowLaunch:

@@ -39,9 +39,9 @@ def _run(x: Tensor, multiplier: float, approximate: str, canonical: bool) -> Ten
         spec = gelu_spec(d, name, inner=rows.inner > 0, tanh=approximate == "tanh", canonical=canonical)
         kernel = _KERNELS[key] = Kernel(spec, x.device)
     given = x, y
-    for part, moved in ((rows, given),) if rows.count <= MAX_ROWS else parts(rows, given):
+    for part, moved in ((rows, given),) if rows.number <= MAX_ROWS else parts(rows, given):
         (x_outer, y_outer), (x_step, y_step) = part.outer, part.step
-        kernel(moved, part.count, (part.inner, x_outer, x_step, y_outer, y_step, multiplier))
+        kernel(moved, part.number, (part.inner, x_outer, x_step, y_outer, y_step, multiplier))
     return y
 
 

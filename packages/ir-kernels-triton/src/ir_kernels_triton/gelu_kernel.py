@@ -6,8 +6,8 @@ The canonical GELU is ``ir_core.ops.activation.canonical_gelu``, step by step, w
 
 import triton
 import triton.language as tl
-from ir_core.ops import activation
 
+from ir_core.ops import activation
 from ir_kernels_triton.rms_kernel import row_offsets
 from ir_kernels_triton.tree import (
     addresses,
@@ -32,7 +32,15 @@ T0, T1, T2, T3, T4, T5, T6 = (tl.constexpr(c) for c in activation.TAIL)
 CUBIC = tl.constexpr(activation.CUBIC)
 SLOPE = tl.constexpr(activation.MINUS_TWO_ROOT_TWO_OVER_PI)
 ARGUMENTS = [
-    "x_ptr", "y_ptr", "rows", "inner", "x_outer", "x_inner", "y_outer", "y_inner", "multiplier",
+    "x_ptr",
+    "y_ptr",
+    "rows",
+    "inner",
+    "x_outer",
+    "x_inner",
+    "y_outer",
+    "y_inner",
+    "multiplier",
 ]
 
 
@@ -70,17 +78,28 @@ def _gelu(x, TANH: tl.constexpr, CANONICAL: tl.constexpr):
 
 
 @triton.jit
-def _threshold(mean, variance, multiplier, DTYPE: tl.constexpr, CANONICAL: tl.constexpr, INTERPRET: tl.constexpr):
+def _threshold(
+    mean, variance, multiplier, DTYPE: tl.constexpr, CANONICAL: tl.constexpr, INTERPRET: tl.constexpr
+):
     """``mean + std * multiplier``, rounded to ``x``'s dtype where the op rounds."""
     std = tl.sqrt_rn(variance) if CANONICAL else tl.sqrt(variance)
-    step = upcast(round_to(upcast(round_to(std, DTYPE, INTERPRET), INTERPRET) * multiplier, DTYPE, INTERPRET), INTERPRET)
+    step = upcast(
+        round_to(upcast(round_to(std, DTYPE, INTERPRET), INTERPRET) * multiplier, DTYPE, INTERPRET), INTERPRET
+    )
     total = upcast(round_to(mean, DTYPE, INTERPRET), INTERPRET) + step
     return upcast(round_to(total, DTYPE, INTERPRET), INTERPRET)
 
 
 @triton.jit
-def _gated(gate, up, threshold, DTYPE: tl.constexpr, TANH: tl.constexpr, CANONICAL: tl.constexpr,
-           INTERPRET: tl.constexpr):
+def _gated(
+    gate,
+    up,
+    threshold,
+    DTYPE: tl.constexpr,
+    TANH: tl.constexpr,
+    CANONICAL: tl.constexpr,
+    INTERPRET: tl.constexpr,
+):
     sparse = upcast(round_to(gate - threshold, DTYPE, INTERPRET), INTERPRET)
     sparse = tl.where(sparse <= 0, 0.0, sparse)  # a NaN stays
     value = upcast(round_to(_gelu(sparse, TANH, CANONICAL), DTYPE, INTERPRET), INTERPRET)
@@ -153,7 +172,7 @@ def gelu_long(
     threshold = _threshold(mean, variance, multiplier, DTYPE, CANONICAL, INTERPRET)[None, :, None]
     y_row = row_offsets(row, INNER, inner, y_outer, y_inner)[None, :, None]
     # Halves of a block: the result needs more registers than the sums, and float32 would spill.
-    for b in range(0, 2 * B):
+    for b in range(2 * B):
         to = columns(C // 2, H, T, Q) + b * (H * (C // 2) * T)
         g = upcast(_read(x_ptr, x_row + to, to < N, VEC, BYTES), INTERPRET)
         u = upcast(_read(x_ptr + N, x_row + to, to < N, VEC, BYTES), INTERPRET)

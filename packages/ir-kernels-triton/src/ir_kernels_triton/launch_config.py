@@ -40,6 +40,9 @@ SPREAD_ROWS: Final = 4
 """Up to this many rows a tile (N > 512) a thread holds elements of one row only, so it reads its own weights, 16 bytes
 at a time. With more rows a tile it would read the same weights several times; they pass through shared memory."""
 
+GELU_BYTES: Final = 32768
+"""Largest gate held in registers, with its up half. float32 gates of 16384 (64 elements a thread) spill on sm_80."""
+
 COPY_MISALIGNED_FROM: Final = TILE_LIMIT
 """Longer rows without the promise of alignment are copied first: their element-wise loads would spill."""
 
@@ -98,8 +101,14 @@ def _tile(n: int, x: str) -> dict[str, int]:
     layout = canonical_layout(n)
     halves = 2 if layout.vector * ITEMSIZE[x] > ACCESS_BYTES else 1
     q = layout.vector // halves
-    return {"B": layout.blocks, "C": layout.chunks, "W": layout.warps, "T": layout.warps * layout.lanes * q,
-            "H": halves, "Q": q}
+    return {
+        "B": layout.blocks,
+        "C": layout.chunks,
+        "W": layout.warps,
+        "T": layout.warps * layout.lanes * q,
+        "H": halves,
+        "Q": q,
+    }
 
 
 def _rows(padded: int) -> int:
@@ -112,8 +121,17 @@ _STRIDES = ("x_outer", "x_inner", "r_outer", "r_inner", "y_outer", "y_inner", "s
 
 
 def rms_spec(
-    d: int, n: int, x: str, w: str | None, *, aligned: bool, inner: bool, residual: bool, canonical: bool,
-    pdl: bool = PDL, interpret: bool | None = None,
+    d: int,
+    n: int,
+    x: str,
+    w: str | None,
+    *,
+    aligned: bool,
+    inner: bool,
+    residual: bool,
+    canonical: bool,
+    pdl: bool = PDL,
+    interpret: bool | None = None,
 ) -> KernelSpec:
     """The kernel of rms_norm (``residual``: fused_add_rms_norm) for rows of ``d`` elements, ``n`` of them reduced.
 
@@ -138,17 +156,33 @@ def rms_spec(
         warps = max(MIN_WARPS, wide["W"])
         constants |= tile | {"D": d} | {f"D{k}": wide[k] for k in "BCTHQ"}
     constants |= {
-        "VEC": vector(d, x), "X_BYTES": alignment(d, x), "W_BYTES": weight_alignment(d, x, weight), "ALIGNED": aligned,
-        "INNER": inner, "HAS_RESIDUAL": residual, "HAS_WEIGHT": w is not None, "CANONICAL": canonical, "PDL": pdl,
+        "VEC": vector(d, x),
+        "X_BYTES": alignment(d, x),
+        "W_BYTES": weight_alignment(d, x, weight),
+        "ALIGNED": aligned,
+        "INNER": inner,
+        "HAS_RESIDUAL": residual,
+        "HAS_WEIGHT": w is not None,
+        "CANONICAL": canonical,
+        "PDL": pdl,
         "INTERPRET": interpret,
     }
-    narrow = aligned and not inner and ITEMSIZE[weight] == 2 and alignment(d, x) == ACCESS_BYTES and ITEMSIZE[x] == 2
+    narrow = (
+        aligned
+        and not inner
+        and ITEMSIZE[weight] == 2
+        and alignment(d, x) == ACCESS_BYTES
+        and ITEMSIZE[x] == 2
+    )
     return KernelSpec(
         module="ir_kernels_triton.rms_kernel",
         kernel=kernel,
         signature=(
             *((p, f"*{weight if p == 'w_ptr' else x}") for p in _POINTERS),
-            ("rows", "i32"), ("inner", "i32"), *((s, "i64") for s in _STRIDES), ("epsilon", "fp32"),
+            ("rows", "i32"),
+            ("inner", "i32"),
+            *((s, "i64") for s in _STRIDES),
+            ("epsilon", "fp32"),
         ),
         constants=tuple(constants.items()),
         num_warps=warps,
@@ -167,21 +201,29 @@ def gelu_spec(
     if interpret is None:
         interpret = os.environ.get("TRITON_INTERPRET", "0") == "1"
     tile = _tile(d, x)
-    whole = d <= TILE_LIMIT
+    whole = d * ITEMSIZE[x] <= GELU_BYTES
     rows = _rows(tile["C"] * tile["T"] * tile["H"]) if whole else 1
     blocks = {"R": rows} if whole else {"B": tile["B"]}
     constants = {"N": d, **blocks, **{k: tile[k] for k in "CWTHQ"}}
     constants |= {
-        "VEC": vector(d, x), "BYTES": alignment(d, x), "INNER": inner, "TANH": tanh,
-        "CANONICAL": canonical, "INTERPRET": interpret,
+        "VEC": vector(d, x),
+        "BYTES": alignment(d, x),
+        "INNER": inner,
+        "TANH": tanh,
+        "CANONICAL": canonical,
+        "INTERPRET": interpret,
     }
     strides = ("x_outer", "x_inner", "y_outer", "y_inner")
     return KernelSpec(
         module="ir_kernels_triton.gelu_kernel",
         kernel="gelu_tile" if whole else "gelu_long",
         signature=(
-            ("x_ptr", f"*{x}"), ("y_ptr", f"*{x}"), ("rows", "i32"), ("inner", "i32"),
-            *((s, "i64") for s in strides), ("multiplier", "fp32"),
+            ("x_ptr", f"*{x}"),
+            ("y_ptr", f"*{x}"),
+            ("rows", "i32"),
+            ("inner", "i32"),
+            *((s, "i64") for s in strides),
+            ("multiplier", "fp32"),
         ),
         constants=tuple(constants.items()),
         num_warps=max(MIN_WARPS, tile["W"]),

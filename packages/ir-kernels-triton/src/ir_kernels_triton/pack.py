@@ -10,7 +10,9 @@ SHARED: Final = ("rms_kernel", "tree", "rows", "launch_config", "launcher", "com
 """Modules behind every kernel here: their text is part of each implementation's identity."""
 
 
-def _implementation(op: str, provider: str, module: str, kernel: str, *, inplace: bool = False) -> dict[str, Any]:
+def _implementation(
+    op: str, provider: str, module: str, kernel: str, *, inplace: bool = False
+) -> dict[str, Any]:
     invariant = provider == "triton_batch_invariant"
     return {
         "op": op,

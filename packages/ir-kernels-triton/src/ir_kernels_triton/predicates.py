@@ -50,7 +50,9 @@ def fused_add_rms_norm(
     x: Any, x_residual: Any, weight: Any, epsilon: float, variance_size: int | None = None
 ) -> bool | str:
     """``supports_args`` of fused_add_rms_norm."""
-    reason = _rows("x", x) or _rows("x_residual", x_residual) or _weight(x, weight) or _variance(variance_size)
+    reason = (
+        _rows("x", x) or _rows("x_residual", x_residual) or _weight(x, weight) or _variance(variance_size)
+    )
     if reason:
         return reason
     if x_residual.dtype != x.dtype:

@@ -23,8 +23,22 @@ from ir_kernels_triton.tree import (
 )
 
 ARGUMENTS = [
-    "x_ptr", "residual_ptr", "w_ptr", "y_ptr", "sum_ptr", "rows", "inner", "x_outer", "x_inner", "r_outer", "r_inner",
-    "y_outer", "y_inner", "s_outer", "s_inner", "epsilon",
+    "x_ptr",
+    "residual_ptr",
+    "w_ptr",
+    "y_ptr",
+    "sum_ptr",
+    "rows",
+    "inner",
+    "x_outer",
+    "x_inner",
+    "r_outer",
+    "r_inner",
+    "y_outer",
+    "y_inner",
+    "s_outer",
+    "s_inner",
+    "epsilon",
 ]
 """Everything that is not a constant; kept from specialisation also where Triton's own JIT launches the kernel."""
 
@@ -83,16 +97,24 @@ def rms_tile(
     x = upcast(read(x_ptr, x_row + col, mask, rows, VEC, X_BYTES, ALIGNED, "evict_first"), INTERPRET)
     if HAS_RESIDUAL:
         r_row = row_offsets(row, INNER, inner, r_outer, r_inner)[None, :, None]
-        x += upcast(read(residual_ptr, r_row + col, mask, rows, VEC, X_BYTES, ALIGNED, "evict_first"), INTERPRET)
+        x += upcast(
+            read(residual_ptr, r_row + col, mask, rows, VEC, X_BYTES, ALIGNED, "evict_first"), INTERPRET
+        )
         s_row = row_offsets(row, INNER, inner, s_outer, s_inner)[None, :, None]
-        tl.store(addresses(sum_ptr, s_row + col, VEC, X_BYTES, True), round_to(x, X_DTYPE, INTERPRET), mask=mask)
+        tl.store(
+            addresses(sum_ptr, s_row + col, VEC, X_BYTES, True), round_to(x, X_DTYPE, INTERPRET), mask=mask
+        )
     w = x  # never read without a weight
     if HAS_WEIGHT:  # here, so that it arrives while the rows are reduced
         w_col = col
         if SPREAD:
             w_col = col + (row * 0)[None, :, None]
-        w = tl.load(addresses(w_ptr, w_col, VEC, W_BYTES, ALIGNED), mask=w_col < N, other=0.0,
-                    eviction_policy="evict_last")
+        w = tl.load(
+            addresses(w_ptr, w_col, VEC, W_BYTES, ALIGNED),
+            mask=w_col < N,
+            other=0.0,
+            eviction_policy="evict_last",
+        )
     if PDL:
         gdc_launch_dependents()
     if CANONICAL:
@@ -137,11 +159,26 @@ def rms_two_pass(
     if PDL:
         gdc_wait()
     col = columns(C, H, T, Q)
-    x = _block(x_ptr, residual_ptr, x_row, r_row, col, col < N, rows, VEC, X_BYTES, ALIGNED, HAS_RESIDUAL, INTERPRET)
+    x = _block(
+        x_ptr, residual_ptr, x_row, r_row, col, col < N, rows, VEC, X_BYTES, ALIGNED, HAS_RESIDUAL, INTERPRET
+    )
     part = thread_sums(x * x, H, Q)
     for b in range(1, B):
         at = col + b * (H * C * T)
-        x = _block(x_ptr, residual_ptr, x_row, r_row, at, at < N, rows, VEC, X_BYTES, ALIGNED, HAS_RESIDUAL, INTERPRET)
+        x = _block(
+            x_ptr,
+            residual_ptr,
+            x_row,
+            r_row,
+            at,
+            at < N,
+            rows,
+            VEC,
+            X_BYTES,
+            ALIGNED,
+            HAS_RESIDUAL,
+            INTERPRET,
+        )
         part = part + thread_sums(x * x, H, Q)
     if CANONICAL:
         total = row_sums(part, 1, W)
@@ -150,11 +187,28 @@ def rms_two_pass(
     rstd = _rstd(total, epsilon, N, CANONICAL)[None, :, None]
     y_row = row_offsets(row, INNER, inner, y_outer, y_inner)[None, :, None]
     s_row = row_offsets(row, INNER, inner, s_outer, s_inner)[None, :, None]
-    for d in range(0, DB):
+    for d in range(DB):
         to = columns(DC, DH, DT, DQ) + d * (DH * DC * DT)
-        z = _block(x_ptr, residual_ptr, x_row, r_row, to, to < D, rows, VEC, X_BYTES, ALIGNED, HAS_RESIDUAL, INTERPRET)
+        z = _block(
+            x_ptr,
+            residual_ptr,
+            x_row,
+            r_row,
+            to,
+            to < D,
+            rows,
+            VEC,
+            X_BYTES,
+            ALIGNED,
+            HAS_RESIDUAL,
+            INTERPRET,
+        )
         if HAS_RESIDUAL:
-            tl.store(addresses(sum_ptr, s_row + to, VEC, X_BYTES, True), round_to(z, X_DTYPE, INTERPRET), mask=to < D)
+            tl.store(
+                addresses(sum_ptr, s_row + to, VEC, X_BYTES, True),
+                round_to(z, X_DTYPE, INTERPRET),
+                mask=to < D,
+            )
         w = z
         if HAS_WEIGHT:
             w = tl.load(addresses(w_ptr, to, VEC, W_BYTES, ALIGNED), mask=to < D, other=0.0)

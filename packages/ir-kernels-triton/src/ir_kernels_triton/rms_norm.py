@@ -16,9 +16,23 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ir_kernels_triton.launch_config import COPY_MISALIGNED_FROM, TRITON_NAMES, alignment, rms_spec, weight_alignment
+from ir_kernels_triton.launch_config import (
+    COPY_MISALIGNED_FROM,
+    TRITON_NAMES,
+    alignment,
+    rms_spec,
+    weight_alignment,
+)
 from ir_kernels_triton.launcher import Kernel
-from ir_kernels_triton.rows import MAX_ROWS, Rows, collapse, common_alignment, contiguous_rows, is_plain, parts
+from ir_kernels_triton.rows import (
+    MAX_ROWS,
+    Rows,
+    collapse,
+    common_alignment,
+    contiguous_rows,
+    is_plain,
+    parts,
+)
 
 
 class _Family:
@@ -27,20 +41,30 @@ class _Family:
     __slots__ = ("_kernels", "_make", "align", "copies", "weight_align")
 
     def __init__(
-        self, d: int, variance_size: int | None, x: torch.dtype, w: torch.dtype | None, residual: bool,
-        canonical: bool, device: torch.device,
+        self,
+        d: int,
+        variance_size: int | None,
+        x: torch.dtype,
+        w: torch.dtype | None,
+        residual: bool,
+        canonical: bool,
+        device: torch.device,
     ) -> None:
         try:
             x_name, w_name = TRITON_NAMES[str(x)], None if w is None else TRITON_NAMES[str(w)]
         except KeyError as error:
-            raise TypeError(f"the Triton norms take float16, bfloat16 and float32, not {error.args[0]}") from None
+            raise TypeError(
+                f"the Triton norms take float16, bfloat16 and float32, not {error.args[0]}"
+            ) from None
         n = d if variance_size is None else min(variance_size, d)
         self.align = alignment(d, x_name)
         self.weight_align = weight_alignment(d, x_name, w_name or x_name)
         self.copies = d != n or d > COPY_MISALIGNED_FROM
         self._kernels: dict[tuple[bool, bool], Kernel] = {}
         self._make: Callable[[bool, bool], Kernel] = lambda aligned, inner: Kernel(
-            rms_spec(d, n, x_name, w_name, aligned=aligned, inner=inner, residual=residual, canonical=canonical),
+            rms_spec(
+                d, n, x_name, w_name, aligned=aligned, inner=inner, residual=residual, canonical=canonical
+            ),
             device,
         )
 
@@ -55,7 +79,9 @@ class _Family:
 _FAMILIES: dict[tuple[object, ...], _Family] = {}
 
 
-def _family(x: Tensor, residual: bool, weight: Tensor | None, variance_size: int | None, canonical: bool) -> _Family:
+def _family(
+    x: Tensor, residual: bool, weight: Tensor | None, variance_size: int | None, canonical: bool
+) -> _Family:
     w_dtype = None if weight is None else weight.dtype
     key = x.shape[-1], variance_size, x.dtype, w_dtype, residual, canonical, x.device
     family = _FAMILIES.get(key)
@@ -78,7 +104,9 @@ def _fresh(x: Tensor) -> Tensor:
     return torch.empty(x.shape, dtype=x.dtype, device=x.device)
 
 
-def _norm(x: Tensor, weight: Tensor | None, epsilon: float, variance_size: int | None, canonical: bool) -> Tensor:
+def _norm(
+    x: Tensor, weight: Tensor | None, epsilon: float, variance_size: int | None, canonical: bool
+) -> Tensor:
     y = _fresh(x)
     if x.numel() == 0:
         return y
@@ -101,15 +129,20 @@ def _norm(x: Tensor, weight: Tensor | None, epsilon: float, variance_size: int |
         return _norm(_copy(x), None if weight is None else _copy(weight), epsilon, variance_size, canonical)
     kernel = family.kernel(aligned, rows.inner > 0)
     given = x, y
-    for part, (a, b) in ((rows, given),) if rows.count <= MAX_ROWS else parts(rows, given):
+    for part, (a, b) in ((rows, given),) if rows.number <= MAX_ROWS else parts(rows, given):
         (a_outer, b_outer), (a_step, b_step) = part.outer, part.step
         strides = (a_outer, a_step, 0, 0, b_outer, b_step, 0, 0)
-        kernel((a, a, a if weight is None else weight, b, a), part.count, (part.inner, *strides, epsilon))
+        kernel((a, a, a if weight is None else weight, b, a), part.number, (part.inner, *strides, epsilon))
     return y
 
 
 def _add_norm(
-    x: Tensor, residual: Tensor, weight: Tensor | None, epsilon: float, variance_size: int | None, canonical: bool,
+    x: Tensor,
+    residual: Tensor,
+    weight: Tensor | None,
+    epsilon: float,
+    variance_size: int | None,
+    canonical: bool,
     inplace: bool,
 ) -> tuple[Tensor, Tensor]:
     if x.numel() == 0:
@@ -140,9 +173,9 @@ def _add_norm(
         return (x.copy_(y), residual.copy_(total)) if inplace else (y, total)
     kernel = family.kernel(aligned, rows.inner > 0)
     given = a, b, y, total
-    for part, (p, q, r, s) in ((rows, given),) if rows.count <= MAX_ROWS else parts(rows, given):
+    for part, (p, q, r, s) in ((rows, given),) if rows.number <= MAX_ROWS else parts(rows, given):
         strides = [stride for pair in zip(part.outer, part.step, strict=True) for stride in pair]
-        kernel((p, q, p if weight is None else weight, r, s), part.count, (part.inner, *strides, epsilon))
+        kernel((p, q, p if weight is None else weight, r, s), part.number, (part.inner, *strides, epsilon))
     return y, total
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rows of tensors as the kernels address them: two strides for all leading dimensions, without a copy where possible."""
+"""Rows of tensors as the kernels address them: two strides for all leading dimensions, copied only if need be."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from torch import Tensor
 
 
 class Rows(NamedTuple):
-    """``count`` rows; row ``i`` of tensor ``k`` starts at ``(i // inner) * outer[k] + (i % inner) * step[k]``.
+    """``number`` rows; row ``i`` of tensor ``k`` starts at ``(i // inner) * outer[k] + (i % inner) * step[k]``.
 
     ``inner`` is 0 for tensors of one or two dimensions (row ``i`` at ``i * outer[k]``) and at least 1 for others, so
     that a tensor's rank alone decides which of the two kernels runs. (torch gives the q view of one token other
     strides than that of two.)
     """
 
-    count: int
+    number: int
     inner: int
     outer: tuple[int, ...]
     step: tuple[int, ...]
@@ -89,15 +89,19 @@ MAX_ROWS: Final = 1 << 30
 """Rows of one launch: row numbers are 32-bit in the kernels, offsets are 64-bit."""
 
 
-def parts(rows: Rows, tensors: tuple[Tensor, ...], limit: int = MAX_ROWS) -> Iterator[tuple[Rows, tuple[Tensor, ...]]]:
+def parts(
+    rows: Rows, tensors: tuple[Tensor, ...], limit: int = MAX_ROWS
+) -> Iterator[tuple[Rows, tuple[Tensor, ...]]]:
     """Cut ``rows`` into launches of at most ``limit`` rows (and at least one group of two-stride rows).
 
     The tensors of a part begin at its first row; only their addresses mean anything.
     """
     group = rows.inner or 1
     step = max(limit // group, 1)
-    for start in range(0, rows.count // group, step):
-        here = min(step, rows.count // group - start) * group
-        moved = (t.as_strided((1,), (1,), t.storage_offset() + start * outer)
-                 for t, outer in zip(tensors, rows.outer, strict=True))
-        yield rows._replace(count=here), tuple(moved)
+    for start in range(0, rows.number // group, step):
+        here = min(step, rows.number // group - start) * group
+        moved = (
+            t.as_strided((1,), (1,), t.storage_offset() + start * outer)
+            for t, outer in zip(tensors, rows.outer, strict=True)
+        )
+        yield rows._replace(number=here), tuple(moved)

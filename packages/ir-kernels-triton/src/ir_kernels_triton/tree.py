@@ -29,7 +29,8 @@ def fold_split(x):
     """The same fold over the last axis of ``[A, S]``, with both halves in one thread: ``[A]``.
 
     ``tl.split`` makes the compiler bring all ``S`` values to each thread in one exchange; the additions then stay in
-    registers. One barrier, where a ``tl.sum`` over the warps has two and steps of two over the warps have ``2 log2(S)``.
+    registers. One barrier, where a ``tl.sum`` over the warps has two and
+    steps of two over the warps have about ``3 log2(S)``.
     """
     A: tl.constexpr = x.shape[0]
     S: tl.constexpr = x.shape[1]
@@ -108,7 +109,7 @@ def round_to(x, DTYPE: tl.constexpr, INTERPRET: tl.constexpr):
     The interpreter rounds halves up and loses the carry into the exponent even when "rtne" is named, so there the
     rounding is done on the bits. A GPU converts with one instruction.
     """
-    if INTERPRET and DTYPE == tl.bfloat16:
+    if INTERPRET and DTYPE == tl.bfloat16:  # noqa: SIM300
         bits = x.to(tl.uint32, bitcast=True)
         rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
         rounded = tl.where(x == x, rounded, (bits >> 16) | 0x40)
@@ -133,14 +134,18 @@ def addresses(base, offset, VEC: tl.constexpr, BYTES: tl.constexpr, HINT: tl.con
 
 
 @triton.jit
-def read(base, offset, mask, rows, VEC: tl.constexpr, BYTES: tl.constexpr, HINT: tl.constexpr, POLICY: tl.constexpr):
+def read(
+    base, offset, mask, rows, VEC: tl.constexpr, BYTES: tl.constexpr, HINT: tl.constexpr, POLICY: tl.constexpr
+):
     """Load ``[C, R, T]``, zero where masked.
 
     Without the promise of alignment, a second load that makes it but never runs (``rows < 0``) keeps the layout of
     the tile what it is with the promise: all loads and stores of one shape vote on one layout.
     """
     if HINT:
-        return tl.load(addresses(base, offset, VEC, BYTES, True), mask=mask, other=0.0, eviction_policy=POLICY)
+        return tl.load(
+            addresses(base, offset, VEC, BYTES, True), mask=mask, other=0.0, eviction_policy=POLICY
+        )
     else:
         x = tl.load(base + offset, mask=mask, other=0.0, eviction_policy=POLICY)
         never = rows < 0

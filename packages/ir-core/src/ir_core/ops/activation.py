@@ -42,8 +42,8 @@ TAIL: Final = (
     -0.12606550753116608,
     0.03208428621292114,
 )
-"""erfc(x / sqrt(2)) / 2 = exp(-x**2 / 2) * (TAIL[0] t + TAIL[1] t**2 + ...), t = 1 / (1 + TAIL_SCALE x), for x >= 0: the
-form of Abramowitz and Stegun 7.1.26 with seven terms of our own fit, absolute error 9.7e-9."""
+"""erfc(x / sqrt(2)) / 2 = exp(-x**2 / 2) * (TAIL[0] t + TAIL[1] t**2 + ...), t = 1 / (1 + TAIL_SCALE x), x >= 0:
+the form of Abramowitz and Stegun 7.1.26 with seven terms of our own fit, absolute error 9.7e-9."""
 CUBIC: Final = 0.044714998453855515
 MINUS_TWO_ROOT_TWO_OVER_PI: Final = -1.5957691669464111
 
@@ -68,10 +68,14 @@ def canonical_gelu(x: Tensor, approximate: str) -> Tensor:
     """GELU of float32 ``x >= 0``, with the same bits on every device.
 
     "tanh" is ``x / (1 + exp(-2 u))`` with ``u = sqrt(2 / pi) (x + 0.044715 x**3)``, which equals the usual form with
-    tanh; "none" is ``x (1 - erfc(x / sqrt(2)) / 2)``. With v = 2**-24, relative errors: u has 5 v, which exp(-2 u) turns
-    into at most 5 v * max(y exp(-y)) = 1.9 v of the sum 1 + exp; exp 4 v of at most half of it; sum and division 2 v:
-    below 6 v. The tail has at most 2 v of t and 3 v of Horner on at most 0.75, 0.4 v of x**2 and 4 v of exp on at most
-    0.5, all over at least 0.5, and 0.2 v of the fit: below 12 v. Seen in tests: below 3 v and 7 v.
+    tanh; "none" is ``x (1 - erfc(x / sqrt(2)) / 2)``. Relative errors, with v = 2**-24:
+
+    * "tanh", below 6 v: u has 5 v, which exp(-2 u) turns into at most 5 v * max(y exp(-y)) = 1.9 v of the sum
+      1 + exp; exp 4 v of at most half of it; sum and division 2 v.
+    * "none", below 12 v: 2 v of t and 3 v of Horner on at most 0.75, 0.4 v of x**2 and 4 v of exp on at most 0.5, all
+      over at least 0.5, and 0.2 v of the fit.
+
+    Seen in tests: below 3 v and 7 v.
 
     Written for x >= 0 because GELU follows a ReLU here: for x < 0 "none" would lose its digits.
     """
@@ -110,7 +114,7 @@ def gelu_and_mul_sparse(x: Tensor, std_multiplier: float, approximate: str = "no
 
 @gelu_and_mul_sparse._register_builtin("portable", batch_invariant=True)
 def _gelu_and_mul_sparse_portable(x: Tensor, std_multiplier: float, approximate: str = "none") -> Tensor:
-    """Canonical sums (mean, then mean of squared deviations from it), and one rounding to x's dtype where the op has one."""
+    """Canonical sums (mean, then mean of squared deviations), and one rounding to x's dtype where the op has one."""
 
     def rounded(value: Tensor) -> Tensor:
         return value.to(x.dtype).to(torch.float32)
@@ -139,12 +143,10 @@ def _gelu_and_mul_sparse_inputs(
     return x, std_multiplier, approximate
 
 
-# Two correct implementations may round mean or std to neighbouring numbers of x's dtype, which moves the threshold by up
-# to 1 (mean) + 1.65 (std, times the multiplier) + 1 (the roundings behind) units in [1, 2), with nothing to compare it to:
-# an absolute error, times GELU's slope (at most 1.13) and the up half (below 6 for generated inputs). Behind the
+# Two correct implementations may round mean or std to neighbouring numbers of x's dtype, which moves the threshold by
+# up to 1 (mean) + 1.65 (std, times the multiplier) + 1 (the roundings behind) units in [1, 2), with nothing to compare
+# it to: an absolute error, times GELU's slope (at most 1.13) and the up half (below 6 for generated inputs). Behind the
 # threshold there are three roundings (difference, GELU, product), and float32 errors of 12 units.
 for _dtype in (torch.float16, torch.bfloat16, torch.float32):
     _u = unit_roundoff(_dtype)
-    gelu_and_mul_sparse.override_tolerance(
-        _dtype, atol=3.65 * 2 * _u * 1.13 * 6, rtol=3 * _u + 12 * 2.0**-24
-    )
+    gelu_and_mul_sparse.override_tolerance(_dtype, atol=3.65 * 2 * _u * 1.13 * 6, rtol=3 * _u + 12 * 2.0**-24)

@@ -14,7 +14,9 @@ from ir_kernels_triton.proof.checks import compile_all, complaints, record
 def main() -> int:
     """Check each target; the exit status is 1 when something does not hold."""
     parser = argparse.ArgumentParser(prog="python -m ir_kernels_triton.proof", description=__doc__)
-    parser.add_argument("targets", nargs="*", default=["sm90"], metavar="target", help=f"of {', '.join(TARGETS)}, or all")
+    parser.add_argument(
+        "targets", nargs="*", default=["sm90"], metavar="target", help=f"of {', '.join(TARGETS)}, or all"
+    )
     parser.add_argument("--core", action="store_true", help="the everyday cases only")
     parser.add_argument("--write", action="store_true", help="record the resources as the new budget")
     parser.add_argument("--jobs", type=int, help="processes (default: cores, at most 2)")

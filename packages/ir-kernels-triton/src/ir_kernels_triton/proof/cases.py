@@ -41,7 +41,9 @@ class Case:
 
 def _rms(d: int, x: str, w: str | None, residual: bool, canonical: bool, aligned: bool, inner: bool,
          n: int | None = None) -> Case:  # fmt: skip
-    spec = rms_spec(d, n or d, x, w, aligned=aligned, inner=inner, residual=residual, canonical=canonical, interpret=False)
+    spec = rms_spec(
+        d, n or d, x, w, aligned=aligned, inner=inner, residual=residual, canonical=canonical, interpret=False
+    )
     op = "fused_add" if residual else "rms"
     size = f"{d}" if n is None else f"{d}[:{n}]"
     group = f"{op} {size} {x}*{w}" + ("" if canonical else " plain")
@@ -66,7 +68,7 @@ def _vectors(spec: KernelSpec, d: int, x: str, tensors: int) -> int:
         tile = constants["DH"] * constants["DC"] * constants["DT"]
     if spec.kernel == "gelu_long":
         tile //= 2
-    return tensors * max(tile * size // (16 * 32 * spec.num_warps), 1)
+    return int(tensors * max(tile * size // (16 * 32 * spec.num_warps), 1))
 
 
 def cases(*, core: bool = False) -> Iterator[Case]:

@@ -100,6 +100,8 @@ def record(results: Iterable[tuple[Case, Compiled]], target: str) -> None:
     budget[target] = mine
     lines = []
     for name in sorted(budget):
-        entries = ",\n".join(f"    {json.dumps(key)}: {json.dumps(value)}" for key, value in budget[name].items())
+        entries = ",\n".join(
+            f"    {json.dumps(key)}: {json.dumps(value)}" for key, value in budget[name].items()
+        )
         lines.append(f"  {json.dumps(name)}: {{\n{entries}\n  }}")
     BUDGET.write_text("{\n" + ",\n".join(lines) + "\n}\n")

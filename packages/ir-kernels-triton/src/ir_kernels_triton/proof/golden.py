@@ -62,8 +62,16 @@ def calls() -> Iterator[Golden]:
                 what = f"{n} {x_name} weight={w_name}"
                 yield Golden(f"rms_norm {what}", "rms_norm", (rows, w, 1e-6, None))
                 yield Golden(f"fused_add_rms_norm {what}", "fused_add_rms_norm", (rows, more, w, 1e-5, None))
-        yield Golden(f"rms_norm 4096[:2048] {x_name}", "rms_norm", (hashed(77, 2, 4096).to(x), None, 1e-6, 2048))
-        for n, approximate in ((128, "none"), (128, "tanh"), (2048, "none"), (16384, "tanh"), (20000, "none")):
+        yield Golden(
+            f"rms_norm 4096[:2048] {x_name}", "rms_norm", (hashed(77, 2, 4096).to(x), None, 1e-6, 2048)
+        )
+        for n, approximate in (
+            (128, "none"),
+            (128, "tanh"),
+            (2048, "none"),
+            (16384, "tanh"),
+            (20000, "none"),
+        ):
             args = (hashed(99 + n, 2, 2 * n).to(x), 0.5, approximate)
             yield Golden(f"gelu_and_mul_sparse {n} {x_name} {approximate}", "gelu_and_mul_sparse", args)
 
