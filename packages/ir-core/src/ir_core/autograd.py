@@ -96,7 +96,7 @@ def _native_vjp(
         found = torch.autograd.grad(
             [out for out, _ in pairs],
             [seen[i] for i in wanted],
-            [cast(Tensor, grad) for _, grad in pairs],
+            [grad for _, grad in pairs],
             allow_unused=True,
             create_graph=higher,
         )

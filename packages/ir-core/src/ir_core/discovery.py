@@ -187,7 +187,7 @@ def attach(op: IrOp) -> None:
 
 
 def _check_offer(op: IrOp, spec: ImplSpec, rivals: set[str]) -> None:
-    from ir_core.op import RESERVED_PROVIDERS, check_name
+    from ir_core.registry import RESERVED_PROVIDERS, check_name
 
     check_name(spec.provider, "Provider")
     if spec.provider in RESERVED_PROVIDERS:

@@ -144,7 +144,10 @@ class Table:
                 body += self._entry(number, conditions, constants, impl, space)
             body.append("return $miss({names})")
         # A method: Python looks __call__ up on the type, and Dynamo traces only those it finds there.
-        return codegen.build(op.name, "" if self.kernel else "$self", op.signature, body, space)
+        function: Callable[..., Any] = codegen.build(
+            op.name, "" if self.kernel else "$self", op.signature, body, space
+        )
+        return function
 
     def _entry(
         self,
@@ -326,7 +329,7 @@ def install(op: IrOp) -> None:
 
 def reset(op: IrOp) -> None:
     """Forget every selection made for ``op``: its implementations or the default policy changed."""
-    if not getattr(op, "_installed", False):
+    if not op._installed:
         return
     with _lock:
         op._tables = {}
@@ -352,8 +355,8 @@ policy.on_default_change(reset_all)
 def _call_traced(op: IrOp, inplace: bool, *args: Any) -> Any:
     """What Dynamo traces for a call that is not on the fast path: the torch op, or a choice made here and now."""
     if _wrap_for_trace():
-        return (op._library.inplace if inplace else op._library.functional)(*args)
-    described = []
+        return op._library.inplace(*args) if inplace else op._library.functional(*args)  # type: ignore[misc]
+    described: list[tuple[Any, ...]] = []
     for name, arg in zip(op.params, args):  # noqa: B905  Dynamo knows no strict=
         if not isinstance(arg, torch.Tensor):
             if isinstance(arg, float):
@@ -412,4 +415,4 @@ def _whole_for_trace(name: str, provider: str) -> bool:
 # Dynamo calls a function with this mark and puts its result into the trace as a constant; setting it here
 # spares `torch.compiler.assume_constant_result`, which imports all of Dynamo.
 for _constant in (_provider_for_trace, _wrap_for_trace, _whole_for_trace):
-    _constant._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    _constant._dynamo_marked_constant = True  # type: ignore[union-attr]

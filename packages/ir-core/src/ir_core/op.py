@@ -45,6 +45,8 @@ class IrOp:
     registry: ClassVar[dict[str, IrOp]] = OPS
     maybe_inplace: Callable[..., Any]
     tensor_params: dict[str, str]
+    _tables: dict[Any, dispatch.Table]
+    _installed = False
 
     def __init__(
         self,
@@ -392,7 +394,7 @@ def _by_name(name: str) -> IrOp:
     return discovery.get_op(name)
 
 
-def _home(fn: Callable[..., Any]) -> dict[str, str]:
+def _home(fn: Callable[..., Any]) -> dict[str, Any]:
     """Where a function comes from: the installed distribution of its top-level package, and file:line."""
     from ir_core import distributions
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, overload
 
 from ir_core.errors import DuplicateError, InvalidNameError
 
@@ -33,6 +33,28 @@ def check_name(name: str, what: str) -> None:
             why="A name has lower-case letters, digits and underscores, and starts with no digit.",
             fix=f"For example '{re.sub('[^a-z_0-9]', '_', name.lower()).lstrip('0123456789') or 'my_name'}'.",
         )
+
+
+@overload
+def register_op(
+    f: Callable[..., Any],
+    *,
+    name: str | None = None,
+    activations: list[str] | None = None,
+    allow_inplace: bool = False,
+    has_reduction: bool = False,
+) -> IrOp: ...
+
+
+@overload
+def register_op(
+    f: None = None,
+    *,
+    name: str | None = None,
+    activations: list[str] | None = None,
+    allow_inplace: bool = False,
+    has_reduction: bool = False,
+) -> Callable[[Callable[..., Any]], IrOp]: ...
 
 
 def register_op(
