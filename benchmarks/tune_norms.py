@@ -4,8 +4,8 @@
     python benchmarks/tune_norms.py            # needs a GPU; nothing is written without one
 
 For each row length, every tile height, number of warps, register limit and dependent launch is compiled, checked for
-portable's bits, and timed as in norms.py. The table's own choice stands first; results/tune_norms.json keeps all. Nothing
-here runs in a call: a better configuration becomes a number, with its reason, in launch_config.py.
+portable's bits, and timed as in norms.py. The table's own choice stands first; results/tune_norms.json keeps all.
+Nothing here runs in a call: a better configuration becomes a number, with its reason, in launch_config.py.
 """
 
 from __future__ import annotations
