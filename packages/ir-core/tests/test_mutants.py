@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+
 from ir_core.testing import mutants
 from ir_core.verification import Certificate, verify
 

@@ -8,6 +8,7 @@ import math
 
 import pytest
 import torch
+
 from ir_core import ops
 from ir_core.errors import CertificateError
 from ir_core.verification import Call, Case, bits, pool, reference, variants

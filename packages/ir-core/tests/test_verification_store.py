@@ -9,9 +9,10 @@ import logging
 import multiprocessing
 from pathlib import Path
 
-import ir_core
 import pytest
 import torch
+
+import ir_core
 from ir_core import dispatch, ops, platforms, policy
 from ir_core.errors import CertificateError, StrictError
 from ir_core.policy import OpPolicy, Policy
@@ -149,7 +150,9 @@ def test_a_broken_file_is_reported_once_and_passed_over(
     assert caplog.text.count("native-broken.json") == 1
 
 
-def test_no_certificates_no_noise(cache: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_certificates_no_noise(
+    cache: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def fail(*args: object) -> str:
         raise AssertionError("no source has to be read when there is no certificate")
 

@@ -11,6 +11,6 @@ or in a ``conftest.py``, with nothing else: ``pytest_plugins = ["ir_core.testing
 ``pytest --ir-contract my-distribution``. Nothing is loaded unless it is asked for.
 """
 
-from ir_core.testing.kit import ContractFailure, contract_tests
+from ir_core.testing.kit import ContractError, contract_tests
 
-__all__ = ["ContractFailure", "contract_tests"]
+__all__ = ["ContractError", "contract_tests"]

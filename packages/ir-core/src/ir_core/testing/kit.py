@@ -6,6 +6,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 from unittest import SkipTest
 
@@ -20,7 +21,7 @@ SECONDS: Final = 20.0
 """Time for the invariance checks of one implementation."""
 
 
-class ContractFailure(AssertionError):
+class ContractError(AssertionError):
     """An implementation does not keep a promise. The message is what there is to say."""
 
 
@@ -55,20 +56,20 @@ def contract_tests(distribution: str, *, device: str | None = None, seconds: flo
         skipped with the reason.
 
     Raises:
-        ContractFailure: the distribution offers nothing, or its pack is broken.
+        ContractError: the distribution offers nothing, or its pack is broken.
     """
     tests: dict[str, Callable[[], None]] = {}
     for impl in _implementations(distribution):
         name = f"{impl.op.name}_{impl.provider}"
-        tests[f"test_schema_{name}"] = _named(f"test_schema_{name}", lambda impl=impl: check_schema(impl))
+        tests[f"test_schema_{name}"] = _named(f"test_schema_{name}", partial(check_schema, impl))
         for check in CHECKS:
             if check == "invariance" and not impl.batch_invariant:
                 continue
             tests[f"test_{check}_{name}"] = _named(
-                f"test_{check}_{name}", lambda impl=impl, check=check: run_check(impl, check, device, seconds)
+                f"test_{check}_{name}", partial(run_check, impl, check, device, seconds)
             )
     modules = sorted({_module(impl) for impl in _implementations(distribution)} - {""})
-    tests["test_import_touches_no_gpu"] = _named("test_import_touches_no_gpu", lambda: check_import(modules))
+    tests["test_import_touches_no_gpu"] = _named("test_import_touches_no_gpu", partial(check_import, modules))
     return tests
 
 
@@ -90,9 +91,9 @@ def _implementations(distribution: str) -> list[IrOpImpl]:
     found = [impl for impl in implementations() if discovery.normalize(impl.distribution) == wanted]
     broken = [str(failure) for failure in discovery.failures() if discovery.normalize(failure.distribution) == wanted]
     if broken:
-        raise ContractFailure(f"The pack of {distribution} is broken.\n" + "\n".join(broken))
+        raise ContractError(f"The pack of {distribution} is broken.\n" + "\n".join(broken))
     if not found:
-        raise ContractFailure(
+        raise ContractError(
             f"{distribution} offers no implementation.\nIs it installed, and has it an entry point of the group "
             f"'{discovery.GROUP}'? `ir-core list` shows what there is."
         )
@@ -112,7 +113,7 @@ def check_schema(impl: IrOpImpl) -> None:
         impl.supports_args  # noqa: B018  loads the predicate, too
         impl.refusal(impl.op.apply_arg_defaults(_sample(impl)), [])
     except IrError as error:
-        raise ContractFailure(f"{impl.label} does not fit its op.\n{error}") from None
+        raise ContractError(f"{impl.label} does not fit its op.\n{error}") from None
 
 
 def _sample(impl: IrOpImpl) -> tuple[Any, ...]:
@@ -125,7 +126,7 @@ def run_check(impl: IrOpImpl, check: str, device: str | None = None, seconds: fl
     """One check of one implementation.
 
     Raises:
-        ContractFailure: it fails.
+        ContractError: it fails.
         unittest.SkipTest: this machine cannot run the implementation.
     """
     from ir_core.verification import session
@@ -139,9 +140,9 @@ def run_check(impl: IrOpImpl, check: str, device: str | None = None, seconds: fl
     session.run_alone(prober, _steps(prober, check), seconds)
     for probe in probes:
         if (finding := prober.found.get(probe)) is not None:
-            raise ContractFailure(note(impl, finding, advice))
+            raise ContractError(note(impl, finding, advice))
     if (other := next(iter(prober.found.values()), None)) is not None:
-        raise ContractFailure(note(impl, other, advice))
+        raise ContractError(note(impl, other, advice))
     if not prober.cases and prober.skipped:
         raise SkipTest(f"{impl.label}: {prober.skipped[0]}")
 
@@ -187,7 +188,7 @@ def check_import(modules: list[str]) -> None:
     """Importing the modules of the implementations, in a fresh process, creates no CUDA context.
 
     Raises:
-        ContractFailure: it does, or a module cannot be imported.
+        ContractError: it does, or a module cannot be imported.
     """
     code = (
         f"import importlib, sys\nfor name in {modules!r}:\n    importlib.import_module(name)\n"
@@ -196,9 +197,9 @@ def check_import(modules: list[str]) -> None:
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=False)
     if run.returncode == 7:
-        raise ContractFailure(
+        raise ContractError(
             f"Importing {', '.join(modules)} creates a CUDA context.\nA host that forks later (vLLM does) cannot use "
             "the device any more: ask about devices when a call is made, not at import."
         )
     if run.returncode:
-        raise ContractFailure(f"{', '.join(modules)} cannot be imported in a fresh process:\n{run.stderr[-2000:]}")
+        raise ContractError(f"{', '.join(modules)} cannot be imported in a fresh process:\n{run.stderr[-2000:]}")

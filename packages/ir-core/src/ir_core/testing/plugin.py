@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from ir_core.testing.kit import SECONDS, ContractFailure, contract_tests
+from ir_core.testing.kit import SECONDS, ContractError, contract_tests
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -36,7 +36,7 @@ class ContractItem(pytest.Item):
         self._check()
 
     def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException], *args: Any, **kwargs: Any) -> Any:
-        if isinstance(excinfo.value, ContractFailure):
+        if isinstance(excinfo.value, ContractError):
             return str(excinfo.value)
         return super().repr_failure(excinfo, *args, **kwargs)
 
@@ -53,28 +53,22 @@ class ContractPack(pytest.Collector):
         for name, check in tests.items():
             yield ContractItem.from_parent(self, name=name, check=check)
 
-    def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException]) -> Any:
-        return str(excinfo.value) if isinstance(excinfo.value, ContractFailure) else super().repr_failure(excinfo)
+    def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException]) -> Any:  # type: ignore[override]
+        return str(excinfo.value) if isinstance(excinfo.value, ContractError) else super().repr_failure(excinfo)
 
 
-@pytest.hookimpl(hookwrapper=True)
-def pytest_collection(session: pytest.Session) -> Iterator[None]:
-    """Add the checks behind the tests that pytest found."""
-    yield
-    config = session.config
-    names = dict.fromkeys([*config.getini("ir_contract"), *config.option.ir_contract])
-    for name in names:
-        pack = ContractPack.from_parent(session, name=name)
-        items = list(pack.collect())
-        session.items.extend(items)
-        session.testscollected += len(items)
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(session: pytest.Session, config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Add the checks behind the tests that pytest found, before -k and -m choose among them."""
+    for name in dict.fromkeys([*config.getini("ir_contract"), *config.option.ir_contract]):
+        items.extend(ContractPack.from_parent(session, name=name).collect())
 
 
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
     """A failed contract of a plain test function is shown as its note."""
     outcome: Any = yield
-    if call.excinfo is not None and isinstance(call.excinfo.value, ContractFailure):
+    if call.excinfo is not None and isinstance(call.excinfo.value, ContractError):
         report = outcome.get_result()
         if report.failed:
             report.longrepr = str(call.excinfo.value)
