@@ -117,15 +117,7 @@ def measure(call: Callable[[], object], device: str, seconds: float) -> list[flo
     """Seconds a call, sampled for about ``seconds``; a call on an accelerator begins with cold caches."""
     call()  # compile, allocate
     if not device.startswith("cuda"):
-        start = time.perf_counter()
-        call()
-        once = max(time.perf_counter() - start, 1e-7)
-        if once > seconds:
-            return [once]
-        from torch.utils.benchmark import Timer
-
-        timer = Timer("call()", globals={"call": call}, num_threads=torch.get_num_threads())
-        return list(timer.blocked_autorange(min_run_time=seconds).times)
+        return _measure_here(call, seconds)
     cold = torch.empty(COLD, dtype=torch.int8, device=device)
     samples: list[float] = []
     deadline = time.perf_counter() + seconds
@@ -140,6 +132,24 @@ def measure(call: Callable[[], object], device: str, seconds: float) -> list[flo
             pairs.append((begin, end))
         torch.cuda.synchronize(device)
         samples += [begin.elapsed_time(end) / 1e3 for begin, end in pairs]
+    return samples
+
+
+def _measure_here(call: Callable[[], object], seconds: float) -> list[float]:
+    """Seconds a call on the CPU; short calls are timed in blocks of about a millisecond."""
+    # torch.utils.benchmark would do the same, and imports numpy, which ir-core does not depend on.
+    samples: list[float] = []
+    block = 1
+    deadline = time.perf_counter() + seconds
+    while not samples or time.perf_counter() < deadline:
+        start = time.perf_counter()
+        for _ in range(block):
+            call()
+        once = (time.perf_counter() - start) / block
+        if once * block < 5e-4:
+            block *= 2
+            continue
+        samples.append(once)
     return samples
 
 

@@ -59,7 +59,8 @@ def show(report: dict[str, Any]) -> None:
             style="bold red",
             markup=False,
         )
-        console.print(f"  cannot {failure['doing']}: {failure['error']}", markup=False)
+        said = f"cannot {failure['doing']}: {failure['error']}"
+        console.print("\n".join(f"  {line}" for line in said.splitlines()), markup=False)
         for line in failure["traceback"].rstrip().splitlines():
             console.print(f"    {line}", style="dim", markup=False)
     settings = report["environment"].items() or [("(none of the project's variables is set)", "")]
