@@ -163,6 +163,41 @@ def test_more_rows_than_a_launch_takes(recorded: type[Recorded], monkeypatch: py
     assert [args[3] for _, _, args in recorded.calls] == [y[i].data_ptr() for i in (0, 4, 8)]
 
 
+@pytest.mark.parametrize("calls", [0, 2])
+def test_other_shapes_are_a_value_error(recorded: type[Recorded], calls: int) -> None:
+    """Before a kernel is there, and on the short way that later calls take."""
+    x, w = torch.zeros(4, 128), torch.zeros(128)
+    for _ in range(calls):
+        rms_norm.rms_norm_batch_invariant(x, w, 1e-6)
+        rms_norm.fused_add_rms_norm_batch_invariant(x, x.clone(), w, 1e-6)
+    with pytest.raises(ValueError, match="weight must be one row of 128 elements"):
+        rms_norm.rms_norm_batch_invariant(x, w[:64], 1e-6)
+    with pytest.raises(ValueError, match=r"x's shape \(4, 128\), it has \(3, 128\)"):
+        rms_norm.fused_add_rms_norm_batch_invariant(x, x[:3].clone(), w, 1e-6)
+
+
+def test_short_way_launches_what_the_long_way_does(
+    recorded: type[Recorded], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x, r, w = torch.zeros(5, 128), torch.zeros(5, 128), torch.zeros(128)
+
+    def run() -> list[Any]:
+        recorded.calls.clear()
+        first = rms_norm.rms_norm_batch_invariant(x, w, 1e-6)
+        second = rms_norm.rms_norm_batch_invariant(x, None, 1e-6)
+        rms_norm.fused_add_rms_norm_batch_invariant(x, r, w, 1e-6)
+        rms_norm.fused_add_rms_norm_batch_invariant(x, r, None, 1e-6, 64)
+        names = {first.data_ptr(): "first", second.data_ptr(): "second"}
+        return [(spec, programs, [names.get(a, a) for a in args]) for spec, programs, args in recorded.calls]
+
+    long = run()
+    quick = rms_norm._quick
+    taken = []
+    monkeypatch.setattr(rms_norm, "_quick", lambda *a: (taken.append(quick(*a)), taken[-1])[1])
+    assert run() == long
+    assert len(taken) == 4 and all(t is not None for t in taken)
+
+
 def test_other_dtypes_are_a_type_error() -> None:
     with pytest.raises(TypeError, match="float64"):
         rms_norm.rms_norm_batch_invariant(torch.zeros(2, 8, dtype=torch.float64), None, 1e-6)

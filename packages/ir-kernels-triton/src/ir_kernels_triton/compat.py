@@ -103,10 +103,19 @@ class DirectLaunch:
         _hook(self._knobs.launch_enter_hook), _hook(self._knobs.launch_exit_hook)
 
     def __call__(self, programs: int, device: int, args: tuple[Any, ...]) -> None:
-        knobs, stream = self._knobs, self._stream(device)
-        enter, leave = _hook(knobs.launch_enter_hook), _hook(knobs.launch_exit_hook)
+        knobs, stream, about = self._knobs, self._stream(device), None
+        enter, leave = knobs.launch_enter_hook, knobs.launch_exit_hook
         args = args + self._tail
-        about = None if enter is None else self._kernel.launch_metadata((programs, 1, 1), stream, *args)
+        try:
+            quiet = not (enter.calls or leave.calls)
+        except AttributeError:  # a plain function, or None
+            quiet = False
+        if quiet:
+            enter = leave = None
+        else:
+            enter, leave = _hook(enter), _hook(leave)
+            if enter is not None:
+                about = self._kernel.launch_metadata((programs, 1, 1), stream, *args)
         self._run(programs, 1, 1, stream, self._function, self._metadata, about, enter, leave, *args)
 
 

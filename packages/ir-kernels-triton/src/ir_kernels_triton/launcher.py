@@ -8,6 +8,7 @@ rows, strides and addresses never cause a compilation; only a new row length, dt
 from __future__ import annotations
 
 from contextlib import nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,6 +17,7 @@ from ir_kernels_triton import compat
 from ir_kernels_triton.launch_config import KernelSpec
 
 Scalar = int | float
+_current_device = getattr(torch._C, "_cuda_getDevice", lambda: -1)  # absent from builds for the CPU
 
 
 class Kernel:
@@ -30,15 +32,23 @@ class Kernel:
         with nullcontext() if self._device is None else torch.cuda.device(device):
             self._launch = compat.launch(spec)
 
+    @property
+    def takes_pointers(self) -> bool:
+        """Whether :meth:`launch` may be used."""
+        return self._launch.takes_pointers
+
     def __call__(self, tensors: tuple[Tensor, ...], rows: int, scalars: tuple[Scalar, ...]) -> None:
         """Launch over ``rows`` rows on the current stream: pointers, number of rows, then ``scalars``."""
-        args: tuple[Tensor | Scalar, ...] = tensors
         if self._launch.takes_pointers:
-            args = tuple([t.data_ptr() for t in tensors])
-        args = (*args, rows, *scalars)
+            self.launch(rows, (*[t.data_ptr() for t in tensors], rows, *scalars))
+        else:
+            self.launch(rows, (*tensors, rows, *scalars))
+
+    def launch(self, rows: int, args: tuple[Any, ...]) -> None:
+        """The same with all arguments as the kernel takes them, tensors as addresses."""
         programs = (rows + self._rows - 1) // self._rows
         device = self._device
-        if device is None or device == torch._C._cuda_getDevice():
+        if device is None or device == _current_device():
             self._launch(programs, device or 0, args)
         else:
             with torch.cuda.device(device):

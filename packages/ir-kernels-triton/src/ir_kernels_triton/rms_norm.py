@@ -38,7 +38,7 @@ from ir_kernels_triton.rows import (
 class _Family:
     """The kernels of one row length, dtype pair, op and provider, on one device."""
 
-    __slots__ = ("_kernels", "_make", "align", "copies", "weight_align")
+    __slots__ = ("_kernels", "_make", "align", "copies", "quick", "weight_align")
 
     def __init__(
         self,
@@ -61,6 +61,7 @@ class _Family:
         self.weight_align = weight_alignment(d, x_name, w_name or x_name)
         self.copies = d != n or d > COPY_MISALIGNED_FROM
         self._kernels: dict[tuple[bool, bool], Kernel] = {}
+        self.quick: Callable[[int, tuple[int | float, ...]], None] | None = None
         self._make: Callable[[bool, bool], Kernel] = lambda aligned, inner: Kernel(
             rms_spec(
                 d, n, x_name, w_name, aligned=aligned, inner=inner, residual=residual, canonical=canonical
@@ -73,10 +74,19 @@ class _Family:
         kernel = self._kernels.get(key)
         if kernel is None:
             kernel = self._kernels[key] = self._make(aligned, inner)
+            if aligned and not inner and kernel.takes_pointers:
+                self.quick = kernel.launch
         return kernel
 
 
 _FAMILIES: dict[tuple[object, ...], _Family] = {}
+
+
+def _row(weight: Tensor, d: int) -> Tensor:
+    """The weight as one contiguous row of ``d`` elements."""
+    if weight.shape != (d,):
+        raise ValueError(f"weight must be one row of {d} elements, it has the shape {tuple(weight.shape)}")
+    return weight.contiguous()
 
 
 def _family(
@@ -104,15 +114,63 @@ def _fresh(x: Tensor) -> Tensor:
     return torch.empty(x.shape, dtype=x.dtype, device=x.device)
 
 
+def _quick(
+    x: Tensor,
+    residual: Tensor | None,
+    weight: Tensor | None,
+    epsilon: float,
+    variance_size: int | None,
+    canonical: bool,
+) -> Tensor | None:
+    """The common call with the least host work: aligned rows of a plain matrix, whose kernel is there.
+
+    Launches and returns the normalised rows (into ``x``, and the sum into the residual, when there is one); None, and
+    nothing has happened, if the call is another.
+    """
+    shape = x.shape
+    w_dtype = None if weight is None else weight.dtype
+    key = shape[-1], variance_size, x.dtype, w_dtype, residual is not None, canonical, x.device
+    family = _FAMILIES.get(key)
+    if family is None or family.quick is None or len(shape) != 2:
+        return None
+    rows, d = shape
+    if not 0 < rows <= MAX_ROWS or not x.is_contiguous() or x.stride(0) != d:
+        return None
+    x_at = x.data_ptr()
+    w_at = x_at
+    if weight is not None:
+        w_at = weight.data_ptr()
+        if w_at % family.weight_align or weight.numel() != d or not weight.is_contiguous():
+            return None
+    if x_at % family.align:
+        return None
+    if residual is None:
+        y = torch.empty_like(x)
+        family.quick(rows, (x_at, x_at, w_at, y.data_ptr(), x_at, rows, 0, d, 0, 0, 0, d, 0, 0, 0, epsilon))
+        return y
+    r_at = residual.data_ptr()
+    if (
+        r_at % family.align
+        or residual.shape != shape
+        or not residual.is_contiguous()
+        or residual.stride(0) != d
+    ):
+        return None
+    family.quick(rows, (x_at, r_at, w_at, x_at, r_at, rows, 0, d, 0, d, 0, d, 0, d, 0, epsilon))
+    return x
+
+
 def _norm(
     x: Tensor, weight: Tensor | None, epsilon: float, variance_size: int | None, canonical: bool
 ) -> Tensor:
+    quick = _quick(x, None, weight, epsilon, variance_size, canonical)
+    if quick is not None:
+        return quick
     y = _fresh(x)
     if x.numel() == 0:
         return y
-    if weight is not None and weight.stride(0) != 1:
-        weight = weight.contiguous()
     d = x.shape[-1]
+    weight = None if weight is None else _row(weight, d)
     rows: Rows | None = None
     if not is_plain(x):
         x = _unit(x)
@@ -145,11 +203,14 @@ def _add_norm(
     canonical: bool,
     inplace: bool,
 ) -> tuple[Tensor, Tensor]:
+    if residual.shape != x.shape:
+        raise ValueError(f"x_residual must have x's shape {tuple(x.shape)}, it has {tuple(residual.shape)}")
+    if inplace and _quick(x, residual, weight, epsilon, variance_size, canonical) is not None:
+        return x, residual
     if x.numel() == 0:
         return (x, residual) if inplace else (_fresh(x), _fresh(x))
-    if weight is not None and weight.stride(0) != 1:
-        weight = weight.contiguous()
     d = x.shape[-1]
+    weight = None if weight is None else _row(weight, d)
     family = _family(x, True, weight, variance_size, canonical)
     a, b = x, residual
     y, total = (x, residual) if inplace else (_fresh(x), _fresh(x))
