@@ -222,7 +222,11 @@ def latency(llm: Any, rounds: int) -> dict[str, float]:
         llm.generate(batch, params, use_tqdm=False)
         if number >= WARMUPS:
             seconds.append(time.perf_counter() - start)
-    low, *_, high = statistics.quantiles(seconds, n=10) if len(seconds) > 1 else (seconds[0], seconds[0])
+    low, *_, high = (
+        statistics.quantiles(seconds, n=10, method="inclusive")
+        if len(seconds) > 1
+        else (seconds[0], seconds[0])
+    )
     return {
         "mean": statistics.fmean(seconds),
         "median": statistics.median(seconds),
