@@ -242,6 +242,13 @@ def test_a_donated_input_that_is_used_again_is_an_error_naming_both_nodes(name, 
         run_eagerly(function, torch.randn(4, 64), torch.randn(4, 64), torch.randn(64))
 
 
+def test_donating_the_same_memory_twice_is_an_error():
+    with pytest.raises(Exception, match="share memory"):
+        run_eagerly(
+            lambda x, w: ops.fused_add_rms_norm.maybe_inplace(x, x.view(4, 64), w, EPS), torch.randn(4, 64), torch.randn(64)
+        )
+
+
 def test_donating_one_slice_of_a_projection_leaves_the_others_usable():
     def function(qkv, r, w):
         q, k = qkv[:, :64], qkv[:, 64:]

@@ -22,16 +22,25 @@ if TYPE_CHECKING:
 _after_autograd = torch._C._after_autograd_keyset
 
 
+def _bits(key: torch._C.DispatchKey) -> int:
+    return torch._C.DispatchKeySet(key).raw_repr()
+
+
+_keys = torch._C.DispatchKey
+_OTHERS = _bits(_keys.Python) | _bits(_keys.Functionalize) | (_bits(_keys.Meta) & ~_bits(_keys.CPU))
+"""Tensor subclasses and dispatch modes, functional wrappers, and tensors without data: torch decides for these."""
+
+
 def kernel(op: IrOp, overload: OpOverload[..., Any], inner: str) -> Callable[..., Any]:
     """The Autograd kernel of ``overload``; ``inner`` is the attribute of ``op`` that runs it below autograd.
 
-    Without gradients to record, tensor subclasses or a dispatch mode, it calls ``inner`` at once: a second trip
-    through the dispatcher would cost as much again as the first.
+    With plain tensors and no gradient to record it calls ``inner`` at once: a second trip through the dispatcher
+    would cost as much again as the first.
     """
     body = [
         f"if $grad_enabled() and ({codegen.gradient_test(op.tensor_params)}):",
         "    return $record($op, $overload, $keyset, {names})",
-        "if $keyset.has($python):",
+        f"if $keyset.raw_repr() & {_OTHERS}:",
         "    return $redispatch($keyset & $after_autograd, {names})",
         f"return $op.{inner}({{names}})",
     ]
@@ -40,7 +49,6 @@ def kernel(op: IrOp, overload: OpOverload[..., Any], inner: str) -> Callable[...
         "overload": overload,
         "grad_enabled": torch.is_grad_enabled,
         "record": _Backward.apply,
-        "python": torch._C.DispatchKey.Python,
         "redispatch": overload.redispatch,
         "after_autograd": _after_autograd,
     }

@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import math
 import operator
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Final
@@ -40,6 +39,9 @@ logger = logging.getLogger("ir_core")
 
 MAX_ENTRIES: Final = 16
 """Selections kept in one generated function. A model has a handful of shapes an op; beyond this the oldest goes."""
+
+MAX_TABLES: Final = 64
+"""Tables kept for one op, four a policy. Beyond this those of scoped policies are made anew."""
 
 _wrap_default = True
 _wrap: Scoped[bool] = Scoped("ir_core_torch_wrap")
@@ -207,7 +209,8 @@ class Table:
         return impl.impl_fn(*args) if self.inplace else impl.func_impl_fn(*args)
 
     def _remember(self, chosen: Selection, impl: IrOpImpl, args: Sequence[Any]) -> None:
-        conditions, constants = _conditions(self.op, chosen, args)
+        where = "" if self.kernel or not impl.opaque else "meta"  # who else may come; torch ops can run on meta
+        conditions, constants = _conditions(self.op, chosen, args, where)
         with _lock:
             entry = (conditions, constants, impl)
             if any(e[0] == conditions and e[1] == constants for e in self._entries):
@@ -230,16 +233,19 @@ def keeps_whole(impl: IrOpImpl, requirement: Policy) -> bool:
     return impl.opaque or requirement.invariant(impl.op.name)
 
 
-def _conditions(op: IrOp, chosen: Selection, args: Sequence[Any]) -> tuple[tuple[str, ...], dict[str, Any]]:
+def _conditions(
+    op: IrOp, chosen: Selection, args: Sequence[Any], beside: str
+) -> tuple[tuple[str, ...], dict[str, Any]]:
     """The facts that the choice rests on, as tests on the parameters and the constants they compare with.
 
-    Raw strides of the last dimension are compared as they are: a false difference only costs a second selection.
+    Args:
+        beside: a kind of device to tell apart besides those of this process; empty for none.
     """
     conditions: list[str] = []
     constants: dict[str, Any] = {}
     first = next((p for p, arg in zip(op.params, args, strict=True) if isinstance(arg, torch.Tensor)), None)
-    if first is not None:
-        conditions.append(_device_test(first, chosen.target.device))
+    if first is not None and (test := _device_test(first, chosen.target.device, beside)):
+        conditions.append(test)
     order = {"none": 0, "dtype": 1, "value": 2, "ndim": 3}
     for name, fact, value in sorted(chosen.reads, key=lambda read: order.get(read[1], 9)):
         kind, _, arg = fact.partition(":")
@@ -255,12 +261,12 @@ def _conditions(op: IrOp, chosen: Selection, args: Sequence[Any]) -> tuple[tuple
     return tuple(conditions), constants
 
 
-def _device_test(name: str, device: str) -> str:
+def _device_test(name: str, device: str, beside: str) -> str:
     """The cheapest test that a tensor is on ``device``, among the devices that this process has."""
     kinds = {target.device.partition(":")[0] for target in platforms.targets()}
     kind, _, index = device.partition(":")
-    if kind == "cpu":  # also where there is nothing else: meta tensors hold no data
-        return f"{name}.is_cpu"
+    if kind == "cpu":
+        return f"{name}.is_cpu" if len(kinds) > 1 or beside else ""
     if kinds == {"cpu", kind}:  # a device without an index, the CPU among them, answers -1
         return f"{name}.get_device() == {index or 0}"
     return f"str({name}.device) == {device!r}"
@@ -277,6 +283,8 @@ def table(op: IrOp, requirement: Policy | None, wrap: bool, inplace: bool, kerne
         with _lock:
             found = op._tables.get(key)
             if found is None:
+                if len(op._tables) >= MAX_TABLES:
+                    op._tables = {k: t for k, t in op._tables.items() if k[0] is None}
                 found = op._tables[key] = Table(op, requirement, wrap, inplace, kernel)
     return found
 
@@ -366,10 +374,12 @@ def _call_traced(op: IrOp, inplace: bool, *args: Any) -> Any:
             described.append((arg,))
             continue
         shape = tuple(arg.shape)
-        if name in op.activations:  # rows stay symbols
+        strides = ()
+        if name in op.activations:  # rows stay symbols, and strides are nobody's business
             shape = (2,) * (len(shape) - 1) + shape[-1:]
-        last_stride = arg.stride(-1) if len(shape) else 1
-        described.append((arg.dtype, arg.device, tuple([_plain(n) for n in shape]), _plain(last_stride)))
+        else:
+            strides = tuple([_plain(n) for n in arg.stride()])
+        described.append((arg.dtype, arg.device, tuple([_plain(n) for n in shape]), strides))
     provider = _provider_for_trace(op.name, tuple(described))
     if _whole_for_trace(op.name, provider):
         return op._library.provider(provider)(*args)
@@ -395,10 +405,10 @@ def _provider_for_trace(name: str, described: tuple[Any, ...]) -> str:
         if len(arg) == 1:
             args.append(arg[0])
             continue
-        dtype, where, shape, last_stride = arg
+        dtype, where, shape, strides = arg
         device = device or where
-        strides = [last_stride * math.prod(shape[i + 1 :]) for i in range(len(shape))]
-        args.append(torch.empty_strided(shape, strides, dtype=dtype, device="meta"))
+        meta = torch.empty(shape, dtype=dtype, device="meta")
+        args.append(meta.as_strided(shape, strides) if strides else meta)
     return resolve(IrOp.registry[name], policy.current(), args, device)[1].provider
 
 

@@ -2,8 +2,8 @@
 """What a predicate may see of a call: never the number of rows, never how the batch lies in memory.
 
 ``supports_args`` predicates receive a :class:`TensorFacts` in place of each tensor. It answers for dtype,
-device, rank, the last dimension and its stride; for tensors that are not activations (weights) it answers for
-every dimension. Whatever would let the selection depend on the batch raises :class:`PredicateError`.
+device, rank and the last dimension; for tensors that are not activations (weights) it answers for every
+dimension and stride. Whatever would let the selection depend on the batch raises :class:`PredicateError`.
 
 Every answer is recorded. A predicate is a function of the answers it was given, so a selection stays valid for
 each later call whose answers are the same: that is the key of the eager fast path (``dispatch.py``).
@@ -29,13 +29,13 @@ EXPRESSIONS: Final[dict[str, str]] = {
     "device": "{p}.device",
     "ndim": "{p}.ndim",
     "last": "{p}.shape[-1]",
-    "last_stride": "{p}.stride(-1)",
+    "stride": "{p}.stride({arg})",
     "size": "{p}.shape[{arg}]",
     "value": "{p}",
     "values": "tuple({p})",
 }
 
-_ALLOWED: Final = "dtype, device, ndim, shape[-1], size(-1), stride(-1)"
+_ALLOWED: Final = "dtype, device, ndim, shape[-1], size(-1)"
 
 
 class ShapeFacts:
@@ -141,9 +141,12 @@ class TensorFacts:
         return self.shape if dim is None else self._size(dim)
 
     def stride(self, dim: int | None = None) -> int:
-        if dim is None or (dim != -1 and dim != self.ndim - 1):
-            self._refuse("read .stride() but for the last dimension")
-        return int(self._answer("last_stride", int(self._tensor.stride(-1))))
+        if self._activation or not isinstance(dim, int):
+            self._refuse("read .stride()")  # a transposed batch has the number of rows there
+        ndim = self.ndim
+        if not -ndim <= dim < ndim:
+            raise IndexError(f"dimension {dim} of '{self._name}', which has {ndim}")
+        return int(self._answer(f"stride:{dim % ndim}", int(self._tensor.stride(dim))))
 
     def element_size(self) -> int:
         return self.dtype.itemsize

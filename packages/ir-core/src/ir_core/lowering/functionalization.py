@@ -40,10 +40,18 @@ def functionalize(graph: fx.Graph) -> int:
 
 
 def _check_donations(op: IrOp, node: fx.Node, args: tuple[Any, ...], order: dict[fx.Node, int]) -> None:
+    seen: list[fx.Node] = []
     for index in op.activation_indices:
         donated = args[index]
         if not isinstance(donated, fx.Node):
             raise LoweringError(f"{node} donates '{op.params[index]}', which is no tensor of the graph.")
+        if twin := next((other for other in seen if _may_overlap(donated, other)), None):
+            raise LoweringError(
+                f"'{twin}' and '{donated}' are donated to {op.name}.maybe_inplace at node '{node}' and share memory.",
+                why="Each result takes the memory of one of them." + _where(node),
+                fix=f"Call {op.name} itself, or clone one of them before donating it.",
+            )
+        seen.append(donated)
         for other in order:
             if not _may_overlap(donated, other):
                 continue
