@@ -24,7 +24,7 @@ def certificates() -> Iterator[dict[str, Certificate]]:
     impls = mutants.register()
     wanted = [i for i in impls.values() if i.provider in HONEST or not _by_name()[i.provider].honest]
     try:
-        report = verify(wanted, budget=SECONDS, setup=[mutants.SETUP], save=False, first_only=True)
+        report = verify(wanted, budget=SECONDS, setup=[mutants.SETUP], save=False, stop="first")
         yield {certificate.provider: certificate for certificate in report.certificates}
     finally:
         mutants.unregister()

@@ -38,8 +38,8 @@ SHIFTS: Final = (1, 2, 3, 16, 35)
 """How far the batch is rolled: odd and even, within a tile and across; the last row moves to the front."""
 
 ATTRIBUTION: Final = (
-    "runs", "selection", "inputs", "aliasing", "repetition", "threads", "neighbours", "position", "memory", "rows",
-    "inplace", "compiled", "graph", "history", "numerics", "fake", "opcheck",
+    "selection", "inputs", "aliasing", "repetition", "threads", "neighbours", "position", "memory", "rows",
+    "inplace", "compiled", "graph", "history", "runs", "numerics", "fake", "opcheck",
 )  # fmt: skip
 """Probes, the most specific first. Each holds fixed what the ones before it vary, so the first that refutes names
 the cause: a kernel that treats odd rows differently is also seen by ``rows``, and ``position`` says why."""

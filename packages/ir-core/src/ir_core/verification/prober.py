@@ -12,7 +12,7 @@ import shlex
 import warnings
 from collections import Counter
 from collections.abc import Generator, Sequence
-from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple, TypeAlias
 
 import torch
 
@@ -44,6 +44,7 @@ class Step(NamedTuple):
     patient: bool = False
 
 
+Stop: TypeAlias = Literal["never", "small", "first"]
 Steps: TypeAlias = Generator[Step, bool, None]
 
 
@@ -53,7 +54,7 @@ class Prober:
     Args:
         impl, target, seed: what, where, and with which inputs.
         setup: modules that register it, for the commands in findings.
-        first_only: stop at the first counterexample.
+        stop: when to stop after a counterexample: ``never``, at the end of the ``small`` settings, at the ``first``.
     """
 
     def __init__(
@@ -62,7 +63,7 @@ class Prober:
         target: Target,
         seed: int = 0,
         setup: Sequence[str] = (),
-        first_only: bool = False,
+        stop: Stop = "never",
     ) -> None:
         self.subject = Subject(impl, target, seed)
         self.impl, self.target, self.setup = impl, target, tuple(setup)
@@ -71,7 +72,7 @@ class Prober:
         self.skipped: list[str] = []  # required and not run: no certificate
         self.left_out: list[str] = []  # not run, and said so
         self.settings: list[Setting] = []
-        self.first_only = first_only
+        self.stop = stop
         self.spent = 0.0
         self.doing = "waiting"
         self._deferred: list[tuple[str, str, list[Case], bool]] = []
@@ -84,6 +85,11 @@ class Prober:
         deferred, self._deferred = self._deferred, []
         for probe, what, cases, required in deferred:
             yield from self.pairs(probe, what, cases, required=required, last=True)
+
+    @property
+    def done(self) -> bool:
+        """Whether larger inputs are not wanted any more."""
+        return bool(self.found) and self.stop != "never"
 
     @property
     def slow(self) -> bool:
@@ -101,7 +107,7 @@ class Prober:
 
     def accept(self, setting: Setting) -> bool:
         """Whether the implementation takes a setting; notes the settings that are covered."""
-        if self.found and self.first_only:
+        if self.found and self.stop == "first":
             return False
         try:
             refusal = self.subject.refusal(setting)
@@ -123,7 +129,7 @@ class Prober:
         self, probe: str, what: str, cases: Sequence[Case], *, required: bool = True, last: bool = False
     ) -> Steps:
         """Run cases of one probe until one differs. What costs too much now is tried again at the end."""
-        if probe in self.found or not cases or (self.found and self.first_only):
+        if probe in self.found or not cases or (self.found and self.stop == "first"):
             return
         seconds = self.cost(cases[0]) + sum(self.subject.cost(case.call) for case in cases[1:])
         if self.found and seconds > REFUTED_SECONDS:

@@ -40,6 +40,8 @@ def everything(p: Prober, *, compiling: bool = True) -> Steps:
         if setting != first and p.accept(setting):
             yield from p.pairs("numerics", str(setting), [Case("numerics", Call(**vars(setting), rows=33))])
             yield from invariance(p, setting, thorough=False)
+    if p.done:
+        return
     widths = plan.hidden_sizes(p.subject, plan.WIDE)
     if p.accept(Setting(first.dtype, widths[-1])):
         yield from wide(p, Setting(first.dtype, widths[-1]))
@@ -47,6 +49,8 @@ def everything(p: Prober, *, compiling: bool = True) -> Steps:
         setting = Setting(first.dtype, hidden)
         if p.accept(setting):
             yield from middle(p, setting)
+    if p.done:
+        return
     if compiling and not p.refuted:
         yield from compiled(p, first, dtypes)
     for setting in [Setting(d, small, v) for d in dtypes[:2] for v in plan.variant_names(p.subject, first)]:

@@ -15,7 +15,7 @@ from ir_core.errors import CertificateError, IrError
 from ir_core.verification import evidence, history, identity, plan, store
 from ir_core.verification.calls import Case
 from ir_core.verification.certificate import Certificate, Finding, Verdict
-from ir_core.verification.prober import Prober, Step, Steps, command_for, evaluate
+from ir_core.verification.prober import Prober, Step, Steps, Stop, command_for, evaluate
 from ir_core.verification.subject import threads
 
 if TYPE_CHECKING:
@@ -139,7 +139,7 @@ def verify(
     setup: Sequence[str] = (),
     fresh_process: bool = True,
     save: bool = True,
-    first_only: bool = False,
+    stop: Stop = "never",
     progress: Progress | None = None,
 ) -> Report:
     """Try to refute each implementation on one device within a time budget.
@@ -152,7 +152,8 @@ def verify(
         setup: ``module`` or ``module:function`` that registers implementations, for the fresh process.
         fresh_process: compare with a second process as well (``history.py``).
         save: write certificates to the user's cache, where dispatch reads them.
-        first_only: stop with an implementation at its first counterexample.
+        stop: when to stop with a refuted implementation: ``never``, after the ``small`` settings, at the ``first``
+            counterexample.
         progress: told about every step.
 
     Returns:
@@ -163,7 +164,7 @@ def verify(
     wanted = implementations() if impls is None else list(impls)
     reasons = {impl: why_not(impl, target) for impl in wanted}
     runnable = [impl for impl in wanted if not reasons[impl]]
-    probers = [Prober(impl, target, seed, setup, first_only) for impl in runnable]
+    probers = [Prober(impl, target, seed, setup, stop) for impl in runnable]
     child = history.Child(runnable, target.device, setup, seed) if fresh_process and runnable else None
     try:
         with torch.no_grad(), threads(1):  # what is not under test needs no threads, and waits for none
