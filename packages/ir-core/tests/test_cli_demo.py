@@ -70,6 +70,10 @@ def test_the_command(capsys: pytest.CaptureFixture[str], tmp_path: Any) -> None:
     result = json.loads(capsys.readouterr().out)
     assert result["holds"]
     assert result["tokens"] == 28
+    assert result["lowered"] in (
+        "fused_add_rms_norm: portable*1; rms_norm: portable*4",
+        "as the compile cache has it",
+    )
     assert {site["op"] for site in result["norms"]} == {"rms_norm", "fused_add_rms_norm"}
     assert all(site["provider"] == "portable" for site in result["norms"])
     assert all(

@@ -15,8 +15,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-import ir_core
-from ir_core import ops, platforms, policy
+from ir_core import lowering, ops, platforms, policy
 from ir_core.cli.demo_model import EPSILON, Decoder, Norm, Record
 from ir_core.selection import select
 from ir_core.verification.evidence import evidence_for
@@ -64,7 +63,7 @@ def run(job: Job, advance: Advance) -> dict[str, Any]:
         seconds["eager"] = time.perf_counter() - start
 
         advance("compile")
-        compiled = ir_core.compile(model, fullgraph=True)
+        compiled = lowering.compile(model, fullgraph=True)
         start = time.perf_counter()
         again, lowered = compiled(tokens, record=True)
         seconds["compile and run"] = time.perf_counter() - start
@@ -86,6 +85,8 @@ def run(job: Job, advance: Advance) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "seconds": {name: round(value, 2) for name, value in seconds.items()},
         "norms": sites,
+        "lowered": "; ".join(report.summary() for report in lowering.reports(compiled))
+        or "as the compile cache has it",
         "bits": bits,
         "logits": {
             "equal": torch.equal(logits, again),

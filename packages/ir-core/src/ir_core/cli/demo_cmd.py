@@ -101,6 +101,7 @@ def show(result: dict[str, Any]) -> None:
                 output.styled(candidate["reason"], "" if candidate["chosen"] else "dim"),
             )
     console.print(selected)
+    console.print(f"In the compiled graph: {result['lowered']}.\n", markup=False)
     bits = output.table(
         "norm",
         "N",
