@@ -387,3 +387,21 @@ def test_get_priority_says_what_a_call_would_try(op):
     with op.set_priority(["picky", "fast"], batch_invariant_only=True):
         assert op.get_priority() == ["beta"]
     assert op.get_priority() == []
+
+
+def test_how_candidates_stand_before_any_call():
+    """Without arguments predicates are not asked, and strictness has nothing to raise about."""
+    from ir_core import ops
+
+    op = ops.rms_norm
+    op.register_impl("picky", supports_args=lambda x, weight, epsilon, variance_size=None: False)(
+        op.impls["portable"].impl_fn
+    )
+    try:
+        target = ir_core.Target(device="cpu", kind="cpu", batch_invariant=True)
+        policy = ir_core.Policy(strict=True, prefer=("picky",))
+        standing = ir_core.select(op, policy, target, None)
+        assert [c.provider for c in standing.candidates if c.verdict][:2] == ["picky", "native"]
+        assert standing.provider == "picky"
+    finally:
+        op.unregister_impl("picky")

@@ -196,7 +196,7 @@ def select(
     op: IrOp,
     policy: Policy,
     target: Target,
-    args: Sequence[Any],
+    args: Sequence[Any] | None,
     *,
     evidence: EvidenceFor = no_evidence,
     full: bool = True,
@@ -207,7 +207,8 @@ def select(
         op: the op.
         policy: the requirement.
         target: the device the call is on.
-        args: the complete argument list (real or fake tensors), read through ``facts`` only.
+        args: the complete argument list (real or fake tensors), read through ``facts`` only; ``None`` asks how
+            the candidates stand before any call: predicates are not asked, and strictness raises nothing yet.
         evidence: what verification knows about an implementation on a target.
         full: judge every implementation; else stop at the one that runs, so that no other pack is loaded.
 
@@ -232,7 +233,7 @@ def select(
     if full:
         candidates += _left_out(op, policy, invariant, {name for name, _ in order})
     selection = Selection(op.name, target, invariant, policy, tuple(candidates), tuple(dict.fromkeys(reads)))
-    if policy.strict:
+    if policy.strict and args is not None:
         _check_strict(selection)
     return selection
 
@@ -244,7 +245,7 @@ def _judge(
     policy: Policy,
     invariant: bool,
     target: Target,
-    args: Sequence[Any],
+    args: Sequence[Any] | None,
     evidence: EvidenceFor,
     reads: list[Read],
 ) -> Verdict:
@@ -260,7 +261,7 @@ def _judge(
     if impl.requires is not None and not (verdict := impl.requires.check(target)):
         return verdict
     try:
-        refusal = impl.refusal(args, reads)
+        refusal = None if args is None else impl.refusal(args, reads)
         impl.load()
     except PredicateError as error:
         return Rejected(f"its predicate is broken: {error.what}")

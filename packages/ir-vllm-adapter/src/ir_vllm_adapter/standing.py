@@ -7,23 +7,10 @@ candidate, with one question left out: whether a predicate accepts the arguments
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ir_core import Candidate, Evidence, IrOp, IrOpImpl, Policy, Target
-
-
-class _Unasked:
-    """An implementation whose predicate is not asked: it stands for every argument it may be given."""
-
-    def __init__(self, impl: IrOpImpl) -> None:
-        self._impl = impl
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._impl, name)
-
-    def refusal(self, args: Any, reads: Any) -> None:
-        return None
+    from ir_core import Candidate, IrOp, Policy, Target
 
 
 def standing(op: IrOp, policy: Policy, target: Target) -> tuple[Candidate, ...]:
@@ -34,21 +21,7 @@ def standing(op: IrOp, policy: Policy, target: Target) -> tuple[Candidate, ...]:
     from ir_core import selection
     from ir_core.verification.evidence import evidence_for
 
-    def evidence(impl: Any, of: Target) -> Evidence | None:
-        return evidence_for(getattr(impl, "_impl", impl), of)
-
-    invariant = policy.invariant(op.name) and not policy.disabled
-    found: list[Candidate] = []
-    chosen = False
-    for provider, named in selection.ladder(op, policy):
-        impl = op.impls[provider]
-        stand_in: Any = _Unasked(impl)
-        verdict = selection._judge(op, stand_in, named, policy, invariant, target, (), evidence, [])
-        first = bool(verdict) and not chosen
-        chosen = chosen or first
-        found.append(selection.Candidate(provider, impl.distribution, impl.version, verdict, named, first))
-    tried = {candidate.provider for candidate in found}
-    return (*found, *selection._left_out(op, policy, invariant, tried))
+    return selection.select(op, policy, target, None, evidence=evidence_for).candidates
 
 
 def order(op: IrOp, policy: Policy, target: Target) -> list[str]:
