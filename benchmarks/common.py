@@ -76,7 +76,9 @@ def bars(name: str, title: str, unit: str, groups: dict[str, dict[str, float]]) 
     height = 0.8 / len(contenders)
     for i, contender in enumerate(contenders):
         at = [row + (i - (len(contenders) - 1) / 2) * height for row in range(len(groups))]
-        drawn = axes.barh(at, [g.get(contender, 0.0) for g in groups.values()], height * 0.92, label=contender)
+        drawn = axes.barh(
+            at, [g.get(contender, 0.0) for g in groups.values()], height * 0.92, label=contender
+        )
         axes.bar_label(drawn, fmt="%.3g", padding=3)
     axes.set_yticks(range(len(groups)), list(groups))
     axes.invert_yaxis()

@@ -27,7 +27,9 @@ def native(x: Tensor, weight: Tensor | None, epsilon: float, variance_size: int 
     return x.clone()
 
 
-def implementation(x: Tensor, weight: Tensor | None, epsilon: float, variance_size: int | None = None) -> Tensor:
+def implementation(
+    x: Tensor, weight: Tensor | None, epsilon: float, variance_size: int | None = None
+) -> Tensor:
     """The least that an implementation can do."""
     return x
 
@@ -89,9 +91,12 @@ def main() -> None:
         base = times["implementation"]
         added[case] = {name: times[name] - base for name in ("ir-core", "vLLM IR")}
         ratio = added[case]["ir-core"] / added[case]["vLLM IR"]
-        print(f"{case:45s} ir-core +{added[case]['ir-core']:6.0f} ns   vLLM +{added[case]['vLLM IR']:6.0f} ns   {ratio:.2f}x")
+        ours, theirs = added[case]["ir-core"], added[case]["vLLM IR"]
+        print(f"{case:48s} ir-core +{ours:6.0f} ns   vLLM +{theirs:6.0f} ns   {ratio:.2f}x")
     path = common.save("eager_dispatch", {"unit": "ns a call", "calls": results, "added": added})
-    common.bars("eager_dispatch", "What dispatch adds to a call", "ns added to the implementation's own call", added)
+    common.bars(
+        "eager_dispatch", "What dispatch adds to a call", "ns added to the implementation's own call", added
+    )
     print(json.dumps({"saved": path.name}))
 
 

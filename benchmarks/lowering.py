@@ -81,7 +81,10 @@ def main() -> None:
     """Measure, print a table, save JSON and plot."""
     import vllm.ir
 
-    contenders = {"ir-core": (ir_core.ops.rms_norm, lower_ours), "vLLM IR": (vllm.ir.ops.rms_norm, lower_vllm())}
+    contenders = {
+        "ir-core": (ir_core.ops.rms_norm, lower_ours),
+        "vLLM IR": (vllm.ir.ops.rms_norm, lower_vllm()),
+    }
     results: dict[str, dict[str, float]] = {}
     for nodes in NODES:
         graphs = {name: chain(op, nodes) for name, (op, _) in contenders.items()}
@@ -91,7 +94,9 @@ def main() -> None:
                 best[name] = min(best[name], seconds(lower, graphs[name]))
         results[f"{nodes} nodes"] = {name: value / nodes * 1e3 for name, value in best.items()}
         ours, theirs = (results[f"{nodes} nodes"][name] for name in ("ir-core", "vLLM IR"))
-        print(f"{nodes:4d} nodes: ir-core {ours:.3f} ms a node, vLLM {theirs:.3f} ms a node, {ours / theirs:.3f}x")
+        print(
+            f"{nodes:4d} nodes: ir-core {ours:.3f} ms a node, vLLM {theirs:.3f} ms a node, {ours / theirs:.3f}x"
+        )
     path = common.save("lowering", {"unit": "ms a node", "results": results})
     common.bars("lowering", "Lowering a chain of rms_norm nodes", "ms a node", results)
     print(json.dumps({"saved": path.name}))

@@ -53,7 +53,11 @@ def test_switching_mode_priority_or_source_is_never_served_stale(tmp_path):
             **environment,
         }
         done = subprocess.run(
-            [sys.executable, "-c", textwrap.dedent(PROGRAM)], env=env, capture_output=True, text=True, timeout=300
+            [sys.executable, "-c", textwrap.dedent(PROGRAM)],
+            env=env,
+            capture_output=True,
+            text=True,
+            timeout=300,
         )
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout.splitlines()[-1])

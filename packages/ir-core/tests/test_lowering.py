@@ -80,11 +80,15 @@ def test_batch_invariant_bits_are_the_eager_ones(wrap):
 @pytest.mark.slow
 def test_inductor_gives_the_eager_bits_in_batch_invariant_mode():
     model, x = Block(), torch.randn(5, 64)
-    no_caches = torch.compiler.config.patch(force_disable_caches=True)  # a graph from a cache is not lowered again
+    no_caches = torch.compiler.config.patch(
+        force_disable_caches=True
+    )  # a graph from a cache is not lowered again
     with torch.no_grad(), ir_core.scope(batch_invariant=True), no_caches:
         compiled = ir_core.compile(model, fullgraph=True)
         assert equal_bits(compiled(x), model(x))
-        assert lowering.reports(compiled)[0].summary() == "fused_add_rms_norm: portable*2; rms_norm: portable*1"
+        assert (
+            lowering.reports(compiled)[0].summary() == "fused_add_rms_norm: portable*2; rms_norm: portable*1"
+        )
 
 
 def test_implementations_stay_whole_in_batch_invariant_mode_and_are_inlined_otherwise():
@@ -171,7 +175,9 @@ def test_other_inductor_passes_keep_running():
         def uuid(self):
             return "theirs"
 
-    options = lowering.options(given={"post_grad_custom_post_pass": Theirs(), "pre_grad_custom_pass": Theirs()})
+    options = lowering.options(
+        given={"post_grad_custom_post_pass": Theirs(), "pre_grad_custom_pass": Theirs()}
+    )
     graph = fx.Graph()
     graph.output(())
     options["post_grad_custom_post_pass"](graph)
@@ -232,9 +238,14 @@ def test_what_cannot_be_traced_names_the_remedy():
         ("returned", lambda x, r, w: (ops.fused_add_rms_norm.maybe_inplace(x, (y := r * 2), w, EPS), y)),
         (
             "through a view",
-            lambda x, r, w: (lambda v: (ops.fused_add_rms_norm.maybe_inplace(x, r, w, EPS), v + 1))(x.view(-1)),
+            lambda x, r, w: (lambda v: (ops.fused_add_rms_norm.maybe_inplace(x, r, w, EPS), v + 1))(
+                x.view(-1)
+            ),
         ),
-        ("the base of a view", lambda x, r, w: (ops.fused_add_rms_norm.maybe_inplace(x[:2], r[:2], w, EPS), x + 1)),
+        (
+            "the base of a view",
+            lambda x, r, w: (ops.fused_add_rms_norm.maybe_inplace(x[:2], r[:2], w, EPS), x + 1),
+        ),
     ],
 )
 def test_a_donated_input_that_is_used_again_is_an_error_naming_both_nodes(name, function):
@@ -245,7 +256,9 @@ def test_a_donated_input_that_is_used_again_is_an_error_naming_both_nodes(name, 
 def test_donating_the_same_memory_twice_is_an_error():
     with pytest.raises(Exception, match="share memory"):
         run_eagerly(
-            lambda x, w: ops.fused_add_rms_norm.maybe_inplace(x, x.view(4, 64), w, EPS), torch.randn(4, 64), torch.randn(64)
+            lambda x, w: ops.fused_add_rms_norm.maybe_inplace(x, x.view(4, 64), w, EPS),
+            torch.randn(4, 64),
+            torch.randn(64),
         )
 
 
@@ -287,7 +300,9 @@ def inplace_provider():
         x_residual.copy_(total)
         return x, x_residual
 
-    yield ir_core.Policy(batch_invariant=True, ops={"fused_add_rms_norm": ir_core.OpPolicy(prefer=("scribble",))})
+    yield ir_core.Policy(
+        batch_invariant=True, ops={"fused_add_rms_norm": ir_core.OpPolicy(prefer=("scribble",))}
+    )
     op.unregister_impl("scribble")
 
 
@@ -298,7 +313,7 @@ def check_against_eager(function, *args, policy, removed):
             expected = function(*[a.clone() for a in args])
         inputs = [a.clone() for a in args]
         found, passes = run_eagerly(function, *inputs, policy=policy)
-    flat = [t for t in torch.utils._pytree.tree_leaves(found)]
+    flat = torch.utils._pytree.tree_leaves(found)
     for one, other in zip(flat, torch.utils._pytree.tree_leaves(expected), strict=True):
         assert equal_bits(one, other)
     assert passes.reports[0].clones_removed == removed

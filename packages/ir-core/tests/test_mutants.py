@@ -44,7 +44,9 @@ def test_there_are_enough() -> None:
 
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
-def test_mutant_is_refuted_by_the_right_probe(mutant: mutants.Mutant, certificates: dict[str, Certificate]) -> None:
+def test_mutant_is_refuted_by_the_right_probe(
+    mutant: mutants.Mutant, certificates: dict[str, Certificate]
+) -> None:
     certificate = certificates[mutant.name]
     assert certificate.verdict == "refuted", certificate.skipped
     assert certificate.finding is not None

@@ -51,7 +51,9 @@ def test_nan_equals_nan_and_zeros_differ() -> None:
     assert zeros[0] != zeros[1]
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.float8_e4m3fn])
+@pytest.mark.parametrize(
+    "dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.float8_e4m3fn]
+)
 def test_one_unit_in_the_last_place_is_seen(dtype: torch.dtype) -> None:
     one = torch.ones(1, 1).to(dtype)
     raw = one.view({1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[dtype.itemsize])

@@ -15,9 +15,17 @@ import torch
 from ir_core.testing import ContractError, contract_tests, mutants
 from ir_core.testing.kit import check_import
 
-CHECKS = {"schema", "inputs", "outputs", "fake", "opcheck", "numerics", "threads", "selection", "compiled"} | {
-    "invariance"
-}
+CHECKS = {
+    "schema",
+    "inputs",
+    "outputs",
+    "fake",
+    "opcheck",
+    "numerics",
+    "threads",
+    "selection",
+    "compiled",
+} | {"invariance"}
 
 
 @pytest.fixture(autouse=True)
@@ -32,7 +40,9 @@ def scratch() -> Iterator[None]:
 
 def test_every_check_is_there() -> None:
     names = set(contract_tests("scratch_norm/canonical"))
-    assert names == {f"test_{check}_scratch_norm_canonical" for check in CHECKS} | {"test_import_touches_no_gpu"}
+    assert names == {f"test_{check}_scratch_norm_canonical" for check in CHECKS} | {
+        "test_import_touches_no_gpu"
+    }
 
 
 def test_what_does_not_claim_invariance_is_not_asked() -> None:
@@ -95,9 +105,22 @@ def test_plugin_adds_the_tests_and_shows_notes(tmp_path: Path) -> None:
         "from ir_core.testing import mutants\n"
         "mutants.register()\n"
     )
-    words = ["-q", "-p", "no:cacheprovider", "--ir-contract", "scratch_norm/scales_weight", "-k", "inputs or schema"]
+    words = [
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "--ir-contract",
+        "scratch_norm/scales_weight",
+        "-k",
+        "inputs or schema",
+    ]
     run = subprocess.run(
-        [sys.executable, "-m", "pytest", *words], cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False
+        [sys.executable, "-m", "pytest", *words],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
     )
     assert run.returncode == 1, run.stdout + run.stderr
     assert "1 failed, 1 passed" in run.stdout
@@ -112,6 +135,11 @@ def test_three_lines_in_a_file_are_enough(tmp_path: Path) -> None:
     )
     words = ["-q", "-p", "no:cacheprovider", "-k", "inputs or outputs or selection"]
     run = subprocess.run(
-        [sys.executable, "-m", "pytest", *words], cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False
+        [sys.executable, "-m", "pytest", *words],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
     )
     assert "3 passed" in run.stdout, run.stdout + run.stderr

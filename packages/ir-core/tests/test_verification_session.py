@@ -64,7 +64,9 @@ def test_eager_native_is_refuted_at_one_row_of_65536(op: str) -> None:
         subject = Subject(implementations([f"{op}/native"])[0], target_for("cpu"))
         found = differs(subject, 48)
         assert found
-        assert "torch splits a reduction over a lone row over its 2 threads" in explain.mechanism(subject, found[0])
+        assert "torch splits a reduction over a lone row over its 2 threads" in explain.mechanism(
+            subject, found[0]
+        )
         again = reproduce(subject.impl, found[0], device="cpu")
         assert again is not None and "elements in 1 row differ" in again
     with threads(1):
@@ -123,7 +125,10 @@ def test_command_json_and_exit_codes(scratch: dict[str, Any], capsys: pytest.Cap
 
 
 def test_command_carries_certificates(
-    scratch: dict[str, Any], capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    scratch: dict[str, Any],
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     run("verify", "scratch_norm/returns_input", "--budget", "2s", "--setup", mutants.SETUP)
     bundle = tmp_path / "bundle.json"
@@ -144,7 +149,9 @@ def test_command_carries_certificates(
 
 def test_heat_map_counts(scratch: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with threads(1):
-        made = heatmap.measure(Subject(scratch["scratch_norm/two_pass_for_one_row"], target_for("cpu")), seconds=2.0)
+        made = heatmap.measure(
+            Subject(scratch["scratch_norm/two_pass_for_one_row"], target_for("cpu")), seconds=2.0
+        )
     rows = dict(zip(made.rows, made.differing, strict=True))
     assert rows[1][0] == 0
     assert any(count for count in rows[8] if count)

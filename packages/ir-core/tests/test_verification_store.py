@@ -34,7 +34,9 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def made(provider: str = "native", verdict: str = "certified", **changes: object) -> Certificate:
     impl = ops.rms_norm.impls[provider]
-    finding = Finding("rows", "other bits", {"probe": "rows"}, "ir-core verify ...", change="changes at 2 rows")
+    finding = Finding(
+        "rows", "other bits", {"probe": "rows"}, "ir-core verify ...", change="changes at 2 rows"
+    )
     certificate = Certificate(
         op="rms_norm",
         provider=provider,

@@ -53,9 +53,13 @@ _HOMES = {
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 
+
 def __getattr__(name: str) -> _Any:
     if name in _HOME:
-        if name in ("IrOp", "register_op"):  # the registry has the core's ops in it, and their names are taken
+        if name in (
+            "IrOp",
+            "register_op",
+        ):  # the registry has the core's ops in it, and their names are taken
             _import_module("ir_core.ops")
         value = getattr(_import_module(f"ir_core.{_HOME[name]}"), name)
         globals()[name] = value

@@ -34,10 +34,14 @@ def gradient_test(tensor_params: dict[str, str]) -> str:
         "Optional[Tensor]": "({p} is not None and {p}.requires_grad)",
     }
     some = "any(t is not None and t.requires_grad for t in {p} or ())"  # lists of tensors
-    return " or ".join(tests.get(kind, some).format(p=param) for param, kind in tensor_params.items()) or "False"
+    return (
+        " or ".join(tests.get(kind, some).format(p=param) for param, kind in tensor_params.items()) or "False"
+    )
 
 
-def build(name: str, first: str, signature: inspect.Signature, body: Sequence[str], space: dict[str, Any]) -> Any:
+def build(
+    name: str, first: str, signature: inspect.Signature, body: Sequence[str], space: dict[str, Any]
+) -> Any:
     """The function ``def name(first, <signature>): body``.
 
     Args:

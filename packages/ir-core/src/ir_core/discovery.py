@@ -191,7 +191,9 @@ def _check_offer(op: IrOp, spec: ImplSpec, rivals: set[str]) -> None:
 
     check_name(spec.provider, "Provider")
     if spec.provider in RESERVED_PROVIDERS:
-        raise PackError(f"Provider name '{spec.provider}' is reserved.", fix="The pack must choose another name.")
+        raise PackError(
+            f"Provider name '{spec.provider}' is reserved.", fix="The pack must choose another name."
+        )
     if len(rivals) > 1:
         raise PackError(
             f"{' and '.join(sorted(rivals))} both offer '{op.name}/{spec.provider}'; neither is used.",
@@ -248,7 +250,9 @@ def who_offers(provider: str, op: str) -> str:
     broken = [str(failure) for failure in _failures if failure.doing.endswith(f" {op}/{provider}")]
     if broken:
         return f"It is offered but broken: {broken[0]}"
-    elsewhere = sorted({spec.op for specs in _offers.values() for _, spec in specs if spec.provider == provider})
+    elsewhere = sorted(
+        {spec.op for specs in _offers.values() for _, spec in specs if spec.provider == provider}
+    )
     if elsewhere:
         return f"'{provider}' implements {', '.join(elsewhere)}, not {op}."
     if distribution := _WELL_KNOWN.get(provider):

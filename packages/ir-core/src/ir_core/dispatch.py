@@ -6,7 +6,8 @@ policy and overload there is a :class:`Table`, whose function is generated from 
 
     def rms_norm(self, x, weight, epsilon, variance_size=None):
         if variance_size is None and x.dtype is c0 and weight.dtype is c1:
-            if grad_enabled() and (x.requires_grad or weight.requires_grad): return torch_op(...)
+            if grad_enabled() and (x.requires_grad or weight.requires_grad):
+                return torch_op(...)
             return impl0(x, weight, epsilon, variance_size)
         return miss(x, weight, epsilon, variance_size)
 
@@ -103,7 +104,13 @@ _reported: set[tuple[object, ...]] = set()
 
 def _report(op: IrOp, chosen: Selection) -> None:
     """Log a fallback once: a provider named by the user was passed over, or only the slow portable one is left."""
-    key: tuple[object, ...] = (op.name, chosen.target, chosen.provider, chosen.fallbacks, chosen.batch_invariant)
+    key: tuple[object, ...] = (
+        op.name,
+        chosen.target,
+        chosen.provider,
+        chosen.fallbacks,
+        chosen.batch_invariant,
+    )
     if key in _reported:
         return
     _reported.add(key)
@@ -209,7 +216,9 @@ class Table:
         return impl.impl_fn(*args) if self.inplace else impl.func_impl_fn(*args)
 
     def _remember(self, chosen: Selection, impl: IrOpImpl, args: Sequence[Any]) -> None:
-        where = "" if self.kernel or not impl.opaque else "meta"  # who else may come; torch ops can run on meta
+        where = (
+            "" if self.kernel or not impl.opaque else "meta"
+        )  # who else may come; torch ops can run on meta
         conditions, constants = _conditions(self.op, chosen, args, where)
         with _lock:
             entry = (conditions, constants, impl)
@@ -374,7 +383,7 @@ def _call_traced(op: IrOp, inplace: bool, *args: Any) -> Any:
             described.append((arg,))
             continue
         shape = tuple(arg.shape)
-        strides = ()
+        strides: tuple[int, ...] = ()
         if name in op.activations:  # rows stay symbols, and strides are nobody's business
             shape = (2,) * (len(shape) - 1) + shape[-1:]
         else:

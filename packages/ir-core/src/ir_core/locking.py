@@ -42,7 +42,8 @@ def _read() -> dict[str, Any] | None:
         return dict(data["ops"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise LockError(
-            f"{env.IR_LOCK}={name} cannot be read: {error}.", fix="Write it with `ir-core freeze`, or unset it."
+            f"{env.IR_LOCK}={name} cannot be read: {error}.",
+            fix="Write it with `ir-core freeze`, or unset it.",
         ) from error
 
 

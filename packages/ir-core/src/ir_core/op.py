@@ -95,7 +95,9 @@ class IrOp:
         kinds = inspect.Parameter
         for parameter in self.signature.parameters.values():
             if parameter.name.startswith(codegen.PREFIX):
-                raise SchemaError(f"Op '{self.name}' has the parameter '{parameter.name}'; '{codegen.PREFIX}' is ours.")
+                raise SchemaError(
+                    f"Op '{self.name}' has the parameter '{parameter.name}'; '{codegen.PREFIX}' is ours."
+                )
             if parameter.kind is kinds.KEYWORD_ONLY:
                 raise SchemaError(
                     f"Op '{self.name}' has the keyword-only parameter '{parameter.name}'.",
@@ -104,7 +106,8 @@ class IrOp:
                 )
             if parameter.kind in (kinds.VAR_POSITIONAL, kinds.VAR_KEYWORD):
                 raise SchemaError(
-                    f"Op '{self.name}' takes *{parameter.name}.", fix="Name every parameter; a schema needs it."
+                    f"Op '{self.name}' takes *{parameter.name}.",
+                    fix="Name every parameter; a schema needs it.",
                 )
 
     # -- register ------------------------------------------------------------------------------------------

@@ -6,12 +6,12 @@ An entry point of the group ``ir_core.kernels`` names a plain mapping (or a :cla
     PACK = {
         "api": 1,
         "name": "my-pack",
-        "ops": {"my_op": "my_pack.ops:my_op"},            # new ops, made by ir_core.register_op
+        "ops": {"my_op": "my_pack.ops:my_op"},  # new ops, made by ir_core.register_op
         "implementations": [
             {
                 "op": "rms_norm",
                 "provider": "my_pack",
-                "impl": "my_pack.kernels:rms_norm",        # imported when it is first needed
+                "impl": "my_pack.kernels:rms_norm",  # imported when it is first needed
                 "requires": "sm>=8.0",
                 "batch_invariant": True,
             },
@@ -125,7 +125,9 @@ def _parse_spec(data: object) -> ImplSpec:
     try:
         requires = parse_requirement(data.get("requires"))
     except TargetError as error:
-        raise PackError(f"{what} has a malformed requirement: {error.what}", why=error.why, fix=error.fix) from None
+        raise PackError(
+            f"{what} has a malformed requirement: {error.what}", why=error.why, fix=error.fix
+        ) from None
     return ImplSpec(
         op=str(data["op"]),
         provider=str(data["provider"]),
@@ -144,7 +146,9 @@ def _check_keys(data: Mapping[Any, Any], cls: type, what: str, required: set[str
     if missing := sorted(required - set(data)):
         raise PackError(f"{what} has no {', '.join(missing)}.")
     if unknown := sorted(set(data) - known):
-        raise PackError(f"{what} has the unknown key {', '.join(unknown)}.", why=f"Keys: {', '.join(sorted(known))}.")
+        raise PackError(
+            f"{what} has the unknown key {', '.join(unknown)}.", why=f"Keys: {', '.join(sorted(known))}."
+        )
 
 
 def _check_path(path: object, what: str) -> None:

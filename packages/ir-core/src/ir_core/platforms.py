@@ -106,7 +106,13 @@ def _override() -> Target | None:
         return None
     details: dict[str, Any] = {"device": "cuda:0", "kind": "cuda", "vendor": "nvidia"}
     if value.startswith("gfx"):
-        details = {"device": "cuda:0", "kind": "rocm", "vendor": "amd", "arch": value, "features": frozenset({value})}
+        details = {
+            "device": "cuda:0",
+            "kind": "rocm",
+            "vendor": "amd",
+            "arch": value,
+            "features": frozenset({value}),
+        }
     elif value in ("xpu", "mps"):
         details = {"device": f"{value}:0", "kind": value}
     else:

@@ -153,7 +153,9 @@ def from_environment() -> Policy:
 
 
 _lock = fork_safe_rlock()
-_changes: list[Callable[[Policy], Policy]] = []  # what code asked for, replayed over the environment by refresh()
+_changes: list[
+    Callable[[Policy], Policy]
+] = []  # what code asked for, replayed over the environment by refresh()
 _default: Policy | None = None
 _scoped: Scoped[Policy] = Scoped("ir_core_policy")
 

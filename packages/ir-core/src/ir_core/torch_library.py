@@ -98,7 +98,9 @@ class OpLibrary:
         torch.library.register_fake(f"{NAMESPACE}::{qualified}", self._fake, lib=library)
         found: OpOverload[..., Any] = getattr(_packet(self.name), overload)
         if overload == "default":
-            op.tensor_params = {a.name: str(a.type) for a in found._schema.arguments if "Tensor" in str(a.type)}
+            op.tensor_params = {
+                a.name: str(a.type) for a in found._schema.arguments if "Tensor" in str(a.type)
+            }
         library.impl(qualified, autograd.kernel(op, found, inner), "Autograd", with_keyset=True)
         return found
 
@@ -182,7 +184,8 @@ def _free_name(name: str, schema: str, inplace_schema: str) -> str:
     namespace = getattr(torch.ops, NAMESPACE)
     if name not in _schemas and hasattr(namespace, name):
         raise InvalidNameError(
-            f"Op name '{name}' is taken: torch.ops.{NAMESPACE}.{name} is something else.", fix="Choose another name."
+            f"Op name '{name}' is taken: torch.ops.{NAMESPACE}.{name} is something else.",
+            fix="Choose another name.",
         )
     for number in itertools.count(1):
         candidate = name if number == 1 else f"{name}__{number}"

@@ -123,7 +123,8 @@ def _equal(a: tuple[int, ...], b: tuple[int, ...]) -> bool:
     from torch.fx.experimental.symbolic_shapes import statically_known_true, sym_eq
 
     return len(a) == len(b) and all(
-        x is y or statically_known_true(sym_eq(x, y)) if isinstance(x, torch.SymInt) or isinstance(y, torch.SymInt)
+        x is y or statically_known_true(sym_eq(x, y))
+        if isinstance(x, torch.SymInt) or isinstance(y, torch.SymInt)
         else x == y
         for x, y in zip(a, b, strict=True)
     )

@@ -3,7 +3,7 @@
 
 ::
 
-    model = ir_core.compile(model)                                   # or
+    model = ir_core.compile(model)  # or
     model = torch.compile(model, options=ir_core.lowering.options())
 """
 
@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import fx
 from torch._inductor.custom_graph_pass import CustomGraphPass
+from torch._logging._internal import trace_structured
 
 from ir_core import policy as policies
 from ir_core.errors import IrError, LoweringError
@@ -32,6 +33,7 @@ logger = logging.getLogger("ir_core")
 PRE = "pre_grad_custom_pass"
 POST = "post_grad_custom_post_pass"
 _ON_CONTEXT = "_ir_core_policy"
+_PASSES = "_ir_core_passes"
 
 
 class Passes:
@@ -110,7 +112,7 @@ def _publish(report: LoweringReport) -> None:
     logger.info("lowered %d ops: %s", len(report.nodes), report.summary())
     for line in report.unlowered:
         logger.warning("not lowered, selected anew on each call: %s", line)
-    torch._logging.trace_structured(
+    trace_structured(
         "artifact",
         metadata_fn=lambda: {"name": "ir_core_selection", "encoding": "json"},
         payload_fn=lambda: json.dumps(report.to_dict()),
@@ -172,7 +174,7 @@ def compile(  # noqa: A001  the counterpart of torch.compile
             fix="Drop the argument, or use torch.compile: ops then select when they are called.",
         )
     try:
-        compiled._ir_core_passes = passes
+        setattr(compiled, _PASSES, passes)
     except AttributeError as error:  # torch.compile returned something without attributes
         raise IrError(f"{compiled!r} cannot keep its lowering reports.") from error
     return compiled
@@ -180,8 +182,8 @@ def compile(  # noqa: A001  the counterpart of torch.compile
 
 def eager_backend(passes: Passes | None = None) -> Callable[..., Any]:
     """A backend that lowers a graph and runs it op by op, without generating code: for tests and debugging."""
-    from torch._dynamo.backends.common import aot_autograd
     from functorch.compile import make_boxed_func
+    from torch._dynamo.backends.common import aot_autograd
     from torch._inductor.decomposition import select_decomp_table
 
     passes = Passes() if passes is None else passes
@@ -203,5 +205,5 @@ def eager_backend(passes: Passes | None = None) -> Callable[..., Any]:
 
 def reports(compiled: Any) -> list[LoweringReport]:
     """What was selected in each graph of a function from :func:`compile`; empty when compile caches had them all."""
-    found: list[LoweringReport] = compiled._ir_core_passes.reports
+    found: list[LoweringReport] = getattr(compiled, _PASSES).reports
     return found

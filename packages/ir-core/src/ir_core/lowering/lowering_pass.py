@@ -134,6 +134,8 @@ def _tuple(*items: Any) -> tuple[Any, ...]:
 
 
 def _where(node: fx.Node) -> str:
-    lines = [line.strip() for line in (node.stack_trace or "").splitlines() if line.strip().startswith("File")]
+    lines = [
+        line.strip() for line in (node.stack_trace or "").splitlines() if line.strip().startswith("File")
+    ]
     outside = [line for line in lines if "<ir_core " not in line and _HERE not in line]
     return outside[-1] if outside else ""

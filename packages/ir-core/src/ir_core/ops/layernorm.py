@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ir_core.registry import register_op
 from ir_core.ops.canonical import canonical_rstd
+from ir_core.registry import register_op
 from ir_core.tolerances import bound, unit_roundoff
 
 _STATISTICS = (math.sqrt(65536) / 2 + 6) * 2.0**-24

@@ -27,13 +27,31 @@ class ContractError(AssertionError):
 
 # Check -> the probes that decide it, and where to look when it fails.
 CHECKS: Final[dict[str, tuple[tuple[str, ...], str]]] = {
-    "inputs": (("inputs",), "An implementation owns its inputs only when it is registered with inplace=True."),
-    "outputs": (("aliasing",), "Allocate the outputs in each call; a kernel's static buffer is the next call's too."),
-    "fake": (("fake",), "The fake implementation is the op's native one: return its shapes, dtypes and strides."),
-    "opcheck": (("opcheck",), "torch.library.opcheck's own explanation is in PyTorch's custom operators manual."),
-    "numerics": (("numerics", "runs"), "The bound is the op's tolerance (op.get_tolerance) around a float64 result."),
+    "inputs": (
+        ("inputs",),
+        "An implementation owns its inputs only when it is registered with inplace=True.",
+    ),
+    "outputs": (
+        ("aliasing",),
+        "Allocate the outputs in each call; a kernel's static buffer is the next call's too.",
+    ),
+    "fake": (
+        ("fake",),
+        "The fake implementation is the op's native one: return its shapes, dtypes and strides.",
+    ),
+    "opcheck": (
+        ("opcheck",),
+        "torch.library.opcheck's own explanation is in PyTorch's custom operators manual.",
+    ),
+    "numerics": (
+        ("numerics", "runs"),
+        "The bound is the op's tolerance (op.get_tolerance) around a float64 result.",
+    ),
     "threads": (("threads",), "Look for module-level buffers and caches that a call writes."),
-    "selection": (("selection",), "A predicate decides from dtypes, ranks and the last dimension, nothing else."),
+    "selection": (
+        ("selection",),
+        "A predicate decides from dtypes, ranks and the last dimension, nothing else.",
+    ),
     "compiled": (("compiled",), "Register it with opaque=True, or find what the compiler does differently."),
     "invariance": (
         ("repetition", "neighbours", "position", "memory", "rows", "inplace", "graph"),
@@ -42,7 +60,9 @@ CHECKS: Final[dict[str, tuple[tuple[str, ...], str]]] = {
 }
 
 
-def contract_tests(distribution: str, *, device: str | None = None, seconds: float = SECONDS) -> dict[str, Any]:
+def contract_tests(
+    distribution: str, *, device: str | None = None, seconds: float = SECONDS
+) -> dict[str, Any]:
     """The test functions for every implementation that an installed distribution brings.
 
     Args:
@@ -89,7 +109,11 @@ def _implementations(distribution: str) -> list[IrOpImpl]:
         return implementations([distribution])
     wanted = discovery.normalize(distribution)
     found = [impl for impl in implementations() if discovery.normalize(impl.distribution) == wanted]
-    broken = [str(failure) for failure in discovery.failures() if discovery.normalize(failure.distribution) == wanted]
+    broken = [
+        str(failure)
+        for failure in discovery.failures()
+        if discovery.normalize(failure.distribution) == wanted
+    ]
     if broken:
         raise ContractError(f"The pack of {distribution} is broken.\n" + "\n".join(broken))
     if not found:
@@ -195,11 +219,15 @@ def check_import(modules: list[str]) -> None:
         "torch = sys.modules.get('torch')\n"
         "sys.exit(7 if torch is not None and torch.cuda.is_initialized() else 0)\n"
     )
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=False)
+    run = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=False
+    )
     if run.returncode == 7:
         raise ContractError(
             f"Importing {', '.join(modules)} creates a CUDA context.\nA host that forks later (vLLM does) cannot use "
             "the device any more: ask about devices when a call is made, not at import."
         )
     if run.returncode:
-        raise ContractError(f"{', '.join(modules)} cannot be imported in a fresh process:\n{run.stderr[-2000:]}")
+        raise ContractError(
+            f"{', '.join(modules)} cannot be imported in a fresh process:\n{run.stderr[-2000:]}"
+        )

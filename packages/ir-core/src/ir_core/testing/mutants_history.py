@@ -83,10 +83,24 @@ def _intermediate_rounding_dropped(x: Tensor, weight: Tensor, epsilon: float) ->
 
 
 MUTANTS = [
-    Mutant("tunes_on_first_call", _tunes_on_first_call, "keeps what the first call's rows chose", ("history",)),
-    Mutant("first_call_differs", _first_call_differs, "the first call returns a trial run's result", ("repetition",)),
-    Mutant("cache_without_dtype", _cache_without_dtype, "its cache's key lacks the dtype", ("repetition", "history")),
-    Mutant("stale_padding", _stale_padding, "padding counts, and holds the last call's data", ("repetition",)),
+    Mutant(
+        "tunes_on_first_call", _tunes_on_first_call, "keeps what the first call's rows chose", ("history",)
+    ),
+    Mutant(
+        "first_call_differs",
+        _first_call_differs,
+        "the first call returns a trial run's result",
+        ("repetition",),
+    ),
+    Mutant(
+        "cache_without_dtype",
+        _cache_without_dtype,
+        "its cache's key lacks the dtype",
+        ("repetition", "history"),
+    ),
+    Mutant(
+        "stale_padding", _stale_padding, "padding counts, and holds the last call's data", ("repetition",)
+    ),
     Mutant("atomics", _atomics, "partial sums are added in the order in which they come", ("repetition",)),
     Mutant("retunes", _warm_cache, "tunes again every seventh call", ("repetition",)),
     Mutant(
@@ -97,5 +111,7 @@ MUTANTS = [
         "vLLM #57123",
     ),
     Mutant("fma_compiled", _fma_when_compiled, "the compiler fuses product and sum", ("compiled",)),
-    Mutant("rounding_compiled", _intermediate_rounding_dropped, "the compiler drops a rounding", ("compiled",)),
+    Mutant(
+        "rounding_compiled", _intermediate_rounding_dropped, "the compiler drops a rounding", ("compiled",)
+    ),
 ]

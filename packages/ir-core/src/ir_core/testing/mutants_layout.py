@@ -110,13 +110,27 @@ def _add_by_alignment(x: Tensor, x_residual: Tensor, weight: Tensor, epsilon: fl
 
 MUTANTS = [
     Mutant("alignment", _alignment, "another order when x is not at 16 bytes", ("memory",), "Triton"),
-    Mutant("weight_alignment", _weight_alignment, "another order when the weight is not at 16 bytes", ("memory",)),
-    Mutant("stride_alignment", _stride_alignment, "another order when rows are not 16 apart", ("memory",), "Triton"),
+    Mutant(
+        "weight_alignment", _weight_alignment, "another order when the weight is not at 16 bytes", ("memory",)
+    ),
+    Mutant(
+        "stride_alignment",
+        _stride_alignment,
+        "another order when rows are not 16 apart",
+        ("memory",),
+        "Triton",
+    ),
     Mutant("contiguous_fast_path", _contiguous_fast_path, "another order for strided rows", ("memory",)),
     Mutant("size_one_stride", _size_one_stride, "looks at the stride of a dimension of size 1", ("memory",)),
     Mutant("memory_order", _flattens_in_memory_order, "flattens transposed batches as they lie", ("memory",)),
     Mutant("selection_by_rows", _honest, "refuses 256 rows", ("selection",), predicate=_by_rows),
-    Mutant("selection_around_facts", _honest, "refuses 256 rows, secretly", ("selection",), predicate=_by_hidden_rows),
+    Mutant(
+        "selection_around_facts",
+        _honest,
+        "refuses 256 rows, secretly",
+        ("selection",),
+        predicate=_by_hidden_rows,
+    ),
     Mutant(
         "selection_by_contiguity",
         _honest,
@@ -125,11 +139,15 @@ MUTANTS = [
         "vLLM aiter and oink predicates",
         predicate=_by_contiguity,
     ),
-    Mutant("selection_with_memory", _honest, "refuses after some calls", ("selection",), predicate=_with_memory),
+    Mutant(
+        "selection_with_memory", _honest, "refuses after some calls", ("selection",), predicate=_with_memory
+    ),
     Mutant("static_output", _static_output, "every call returns the same buffer", ("aliasing",)),
     Mutant("returns_input", _returns_input, "writes its result over x and is not registered so", ("inputs",)),
     Mutant("scales_weight", _scales_weight, "changes the weight", ("inputs",)),
-    Mutant("strided_output", _strided_output, "returns other strides than the fake implementation", ("fake",)),
+    Mutant(
+        "strided_output", _strided_output, "returns other strides than the fake implementation", ("fake",)
+    ),
     Mutant(
         "overlapping_tiles",
         _overlapping_tiles,
@@ -139,6 +157,10 @@ MUTANTS = [
         inplace=True,
     ),
     Mutant(
-        "residual_alignment", _add_by_alignment, "another order by the residual's address", ("memory",), op=ADD_NORM
+        "residual_alignment",
+        _add_by_alignment,
+        "another order by the residual's address",
+        ("memory",),
+        op=ADD_NORM,
     ),
 ]

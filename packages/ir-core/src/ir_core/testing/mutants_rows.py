@@ -14,7 +14,9 @@ def _block_size_by_rows(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
 def _split_by_rows(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
     x32 = x.to(torch.float32)
     square = x32 * x32
-    if rows_of(x) <= 16 and x.shape[-1] >= 64:  # too few rows to fill the device: split each over two programs
+    if (
+        rows_of(x) <= 16 and x.shape[-1] >= 64
+    ):  # too few rows to fill the device: split each over two programs
         half = x.shape[-1] // 2
         total = blocked_sum(square[..., :half], 64) + blocked_sum(square[..., half:], 64)
     else:
@@ -52,7 +54,9 @@ def _first_row_of_tile(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
 def _neighbour_nan(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
     x32 = x.to(torch.float32)
     following = x32.reshape(-1, x.shape[-1]).roll(-1, 0).reshape(x32.shape)
-    masked = following[..., : x.shape[-1] % 64 or 8] * 0.0  # loaded past the row's end, multiplied by the mask
+    masked = (
+        following[..., : x.shape[-1] % 64 or 8] * 0.0
+    )  # loaded past the row's end, multiplied by the mask
     total = blocked_sum(x32 * x32, 64) + masked.sum(-1, keepdim=True)
     return finish(x32, total, weight, epsilon, x.dtype)
 
@@ -114,20 +118,40 @@ MUTANTS = [
         "vLLM #48271",
     ),
     Mutant(
-        "split_by_rows", _split_by_rows, "splits the reduction when there are few rows", ("rows",), "pytorch #180832"
+        "split_by_rows",
+        _split_by_rows,
+        "splits the reduction when there are few rows",
+        ("rows",),
+        "pytorch #180832",
     ),
-    Mutant("two_pass_for_one_row", _two_pass_for_one_row, "a lone row takes another path", ("rows",), "ATen on CPU"),
+    Mutant(
+        "two_pass_for_one_row",
+        _two_pass_for_one_row,
+        "a lone row takes another path",
+        ("rows",),
+        "ATen on CPU",
+    ),
     Mutant("token_bucket", _token_bucket, "tuned configurations by bucket of rows", ("rows",), "vLLM #54243"),
     Mutant("row_parity", _row_parity, "odd rows are summed in another order", ("position",)),
     Mutant("tile_edge", _tile_edge, "the rows of the last, partial tile take a masked path", ("position",)),
-    Mutant("first_row_of_tile", _first_row_of_tile, "the first row of a tile is loaded otherwise", ("position",)),
-    Mutant("persistent_programs", _persistent_programs, "rows of the second round of programs", ("position",)),
-    Mutant("neighbour_nan", _neighbour_nan, "a masked lane reads the next row: NaN * 0 is NaN", ("neighbours",)),
+    Mutant(
+        "first_row_of_tile", _first_row_of_tile, "the first row of a tile is loaded otherwise", ("position",)
+    ),
+    Mutant(
+        "persistent_programs", _persistent_programs, "rows of the second round of programs", ("position",)
+    ),
+    Mutant(
+        "neighbour_nan", _neighbour_nan, "a masked lane reads the next row: NaN * 0 is NaN", ("neighbours",)
+    ),
     Mutant("batch_statistics", _batch_statistics, "scales by the maximum of the batch", ("neighbours",)),
     Mutant("shared_exponent", _shared_exponent, "one scale for two adjacent rows", ("neighbours",)),
     Mutant("only_float16", _only_float16, "another arithmetic for few rows, in float16 only", ("rows",)),
-    Mutant("above_8192_columns", _above_8192_columns, "another block for few rows, above 8192 columns", ("rows",)),
-    Mutant("beyond_32768_rows", _beyond_32768_rows, "a kernel of its own beyond 2**15 rows", ("rows",), "Liger"),
+    Mutant(
+        "above_8192_columns", _above_8192_columns, "another block for few rows, above 8192 columns", ("rows",)
+    ),
+    Mutant(
+        "beyond_32768_rows", _beyond_32768_rows, "a kernel of its own beyond 2**15 rows", ("rows",), "Liger"
+    ),
     Mutant("padded_mean", _padded_mean, "the mean counts the padding", ("numerics",)),
     Mutant("rstd_in_bfloat16", _rstd_in_bfloat16, "keeps the statistic in bfloat16", ("numerics",)),
 ]

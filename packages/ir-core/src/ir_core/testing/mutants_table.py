@@ -36,7 +36,10 @@ def rows_of(certificates: dict[str, Certificate]) -> list[str]:
     everybody = mutants.all_mutants()
     seen = {f.probe for c in certificates.values() for f in c.findings}
     probes = [probe for probe in plan.ATTRIBUTION if probe in seen]
-    lines = ["| mutant | what is wrong | " + " | ".join(probes) + " |", "| --- | --- |" + " --- |" * len(probes)]
+    lines = [
+        "| mutant | what is wrong | " + " | ".join(probes) + " |",
+        "| --- | --- |" + " --- |" * len(probes),
+    ]
     for mutant in everybody:
         if not mutant.honest:
             certificate = certificates[f"{mutant.op}/{mutant.name}"]
@@ -44,7 +47,12 @@ def rows_of(certificates: dict[str, Certificate]) -> list[str]:
             lines.append(f"| {mutant.name} | {_bug(mutant)} | {cells} |")
     caught = sum(_named_right(m, certificates[f"{m.op}/{m.name}"]) for m in everybody if not m.honest)
     lines += ["", f"{caught} of {sum(not m.honest for m in everybody)} are named by the right probe.", ""]
-    lines += ["## Honest implementations", "", "| implementation | what is unusual | verdict |", "| --- | --- | --- |"]
+    lines += [
+        "## Honest implementations",
+        "",
+        "| implementation | what is unusual | verdict |",
+        "| --- | --- | --- |",
+    ]
     for mutant in everybody:
         if mutant.honest:
             certificate = certificates[f"{mutant.op}/{mutant.name}"]
@@ -77,7 +85,9 @@ def main() -> None:
 
     torch.set_num_threads(1)
     impls = mutants.register()
-    report = verify(list(impls.values()), budget=options.seconds, setup=[mutants.SETUP], save=False, stop="small")
+    report = verify(
+        list(impls.values()), budget=options.seconds, setup=[mutants.SETUP], save=False, stop="small"
+    )
     lines = rows_of({certificate.label: certificate for certificate in report.certificates})
     options.page.write_text(HEAD + "\n".join(lines) + "\n", "utf-8")
 

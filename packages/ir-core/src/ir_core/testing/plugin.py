@@ -18,9 +18,15 @@ from ir_core.testing.kit import SECONDS, ContractError, contract_tests
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("ir-core")
     group.addoption(
-        "--ir-contract", action="append", default=[], metavar="DISTRIBUTION", help="test a pack against its contract"
+        "--ir-contract",
+        action="append",
+        default=[],
+        metavar="DISTRIBUTION",
+        help="test a pack against its contract",
     )
-    group.addoption("--ir-seconds", type=float, default=SECONDS, help="time for the invariance of one implementation")
+    group.addoption(
+        "--ir-seconds", type=float, default=SECONDS, help="time for the invariance of one implementation"
+    )
     group.addoption("--ir-device", default=None, help="device of the contract tests")
     parser.addini("ir_contract", "distributions to test against their contract", type="args", default=[])
 
@@ -54,11 +60,15 @@ class ContractPack(pytest.Collector):
             yield ContractItem.from_parent(self, name=name, check=check)
 
     def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException]) -> Any:  # type: ignore[override]
-        return str(excinfo.value) if isinstance(excinfo.value, ContractError) else super().repr_failure(excinfo)
+        return (
+            str(excinfo.value) if isinstance(excinfo.value, ContractError) else super().repr_failure(excinfo)
+        )
 
 
 @pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(session: pytest.Session, config: pytest.Config, items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(
+    session: pytest.Session, config: pytest.Config, items: list[pytest.Item]
+) -> None:
     """Add the checks behind the tests that pytest found, before -k and -m choose among them."""
     for name in dict.fromkeys([*config.getini("ir_contract"), *config.option.ir_contract]):
         items.extend(ContractPack.from_parent(session, name=name).collect())

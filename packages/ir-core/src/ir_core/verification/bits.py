@@ -40,4 +40,7 @@ def show(tensor: Tensor, row: int, column: int) -> str:
 def row_digests(outputs: list[Tensor]) -> list[str]:
     """One short digest a row, over all outputs; each output is a matrix with a row for each row of the batch."""
     parts = [as_bits(out).cpu().numpy() for out in outputs]
-    return [hashlib.sha256(b"".join(p[row].tobytes() for p in parts)).hexdigest()[:16] for row in range(len(parts[0]))]
+    return [
+        hashlib.sha256(b"".join(p[row].tobytes() for p in parts)).hexdigest()[:16]
+        for row in range(len(parts[0]))
+    ]

@@ -109,7 +109,9 @@ class Call:
             )
         for name, value in data.items():
             if type(value) is not types[name]:
-                raise CertificateError(f"{name} = {value!r} in a call must be of type {types[name].__name__}.")
+                raise CertificateError(
+                    f"{name} = {value!r} in a call must be of type {types[name].__name__}."
+                )
         call = cls(**data)
         if call.rows < 1 or call.hidden < 1:
             raise CertificateError(f"{data!r} has no element.")

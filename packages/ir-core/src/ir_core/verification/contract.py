@@ -23,7 +23,9 @@ Check = "Callable[[Subject, Call], str | None]"
 
 
 def _flat(results: Any) -> list[Tensor]:
-    return [r for r in (results if isinstance(results, tuple | list) else (results,)) if isinstance(r, Tensor)]
+    return [
+        r for r in (results if isinstance(results, tuple | list) else (results,)) if isinstance(r, Tensor)
+    ]
 
 
 def _same(a: Tensor, b: Tensor) -> bool:
@@ -54,7 +56,11 @@ def aliasing(subject: Subject, call: Call) -> str | None:
     impl, op = subject.impl, subject.op
     args = subject.arguments(call)
     first = _flat(impl.func_impl_fn(*args))
-    owned = {arg.untyped_storage().data_ptr(): op.params[i] for i, arg in enumerate(args) if isinstance(arg, Tensor)}
+    owned = {
+        arg.untyped_storage().data_ptr(): op.params[i]
+        for i, arg in enumerate(args)
+        if isinstance(arg, Tensor)
+    }
     for number, out in enumerate(first):
         if out.numel() == 0:
             continue
@@ -67,7 +73,9 @@ def aliasing(subject: Subject, call: Call) -> str | None:
     for number, (out, old) in enumerate(zip(first, kept, strict=True)):
         if not _same(out, old):
             return f"output {number} of a call is overwritten by the next call"
-    shared = {o.untyped_storage().data_ptr() for o in first} & {o.untyped_storage().data_ptr() for o in second}
+    shared = {o.untyped_storage().data_ptr() for o in first} & {
+        o.untyped_storage().data_ptr() for o in second
+    }
     return "two calls return the same memory" if shared and all(o.numel() for o in first) else None
 
 
@@ -92,7 +100,9 @@ def fake(subject: Subject, call: Call) -> str | None:
             if a != b:
                 return f"output {number} has {what} {a}, the fake implementation says {b}"
         if call.layout != "transposed" and _strides(mine) != _strides(theirs):
-            return f"output {number} has strides {mine.stride()}, the fake implementation says {theirs.stride()}"
+            return (
+                f"output {number} has strides {mine.stride()}, the fake implementation says {theirs.stride()}"
+            )
     return None
 
 
@@ -155,7 +165,9 @@ def threads(subject: Subject, call: Call) -> str | None:
             try:
                 found = _flat(subject.impl.func_impl_fn(*args))
             except Exception as error:
-                wrong.append(f"a call in one of four threads raised {type(error).__name__}: {_first_line(error)}")
+                wrong.append(
+                    f"a call in one of four threads raised {type(error).__name__}: {_first_line(error)}"
+                )
                 return
             if not all(_same(a, b) for a, b in zip(found, alone[number], strict=True)):
                 wrong.append("a call gives other bits while other threads call it too")

@@ -62,7 +62,11 @@ def _columns(p: Prober, case: Case, until: float) -> tuple[Case, Difference] | N
     """The fewest columns at which two numbers of rows differ, between this setting and the widest one that passed."""
     assert case.base is not None
     dtype, hidden = case.call.dtype, case.call.hidden
-    passed = [s.hidden for s in p.settings if s.dtype == dtype and s.variant == case.call.variant and s.hidden < hidden]
+    passed = [
+        s.hidden
+        for s in p.settings
+        if s.dtype == dtype and s.variant == case.call.variant and s.hidden < hidden
+    ]
     if not passed:
         return None
     low, high, best = max(passed), hidden, None
@@ -79,7 +83,9 @@ def _any_start(subject: Subject, case: Case, hidden: int) -> tuple[Case, Differe
     """The case with other columns, for several rows of the pool: one row alone may hide a reordered sum."""
     assert case.base is not None
     for start in range(6):
-        other = Case("rows", case.call.but(hidden=hidden, start=start), case.base.but(hidden=hidden, start=start))
+        other = Case(
+            "rows", case.call.but(hidden=hidden, start=start), case.base.but(hidden=hidden, start=start)
+        )
         try:
             if (difference := subject.compare(other)) is not None:
                 return other, difference
@@ -124,7 +130,9 @@ def sentence(case: Case) -> str:
     call, base = case.call, case.base
     when = "after calls with other shapes and dtypes" if call.before == "interleaved" else "the second time"
     which = call.which or ("the weight" if call.layout == "odd_weight" else "the activations")
-    layout = {"odd_weight": "off 16 bytes", "offset": "off 16 bytes"}.get(call.layout, call.layout.replace("_", " "))
+    layout = {"odd_weight": "off 16 bytes", "offset": "off 16 bytes"}.get(
+        call.layout, call.layout.replace("_", " ")
+    )
     template = _SENTENCES.get(case.probe, "two calls differ")
     verb = "lie" if which == "the activations" else "lies"
     said = template.format(a=call, b=base or call, when=when, which=which, layout=layout, verb=verb)

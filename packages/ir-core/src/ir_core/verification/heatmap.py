@@ -96,7 +96,9 @@ def draw(map_: HeatMap, path: Path) -> None:
         [float("nan") if d is None or not c else d / c for d, c in zip(ds, cs, strict=True)]
         for ds, cs in zip(map_.differing, map_.compared, strict=True)
     ]
-    figure = Figure(figsize=(1.8 + 1.1 * len(map_.columns), 1.6 + 0.32 * len(map_.rows)), layout="constrained")
+    figure = Figure(
+        figsize=(1.8 + 1.1 * len(map_.columns), 1.6 + 0.32 * len(map_.rows)), layout="constrained"
+    )
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     image = axes.imshow(shares, cmap="Reds", vmin=0.0, vmax=1.0, aspect="auto")

@@ -158,7 +158,9 @@ def _main() -> None:
             subject = Subject(impl, target, request["seed"])
             small, middle = plan.hidden_sizes(subject, (plan.SMALL,)), plan.hidden_sizes(subject, plan.MIDDLE)
             dtypes = plan.dtypes(subject)
-            settings = [Setting(d, h) for d in dtypes for h in small] + [Setting(dtypes[0], h) for h in middle]
+            settings = [Setting(d, h) for d in dtypes for h in small] + [
+                Setting(dtypes[0], h) for h in middle
+            ]
             until = time.monotonic() + IMPL_SECONDS
             for first, call in calls_for(settings):
                 if time.monotonic() > until or subject.cost(call) > IMPL_SECONDS:

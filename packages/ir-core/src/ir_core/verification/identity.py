@@ -38,7 +38,11 @@ def _triton() -> str:
 
 def software() -> dict[str, str]:
     """Versions that decide bits."""
-    return {"torch": torch.__version__, "triton": _triton(), "cuda": torch.version.cuda or torch.version.hip or ""}
+    return {
+        "torch": torch.__version__,
+        "triton": _triton(),
+        "cuda": torch.version.cuda or torch.version.hip or "",
+    }
 
 
 def device(target: Target) -> dict[str, Any]:

@@ -53,7 +53,9 @@ def runner(impl: IrOpImpl, mode: str) -> Callable[[list[Any]], Any]:
         "traced_dynamic": (impl.func_impl_fn if impl.inplace else impl.impl_fn, "aot_eager", True),
     }
     if mode not in compiled:
-        raise CertificateError(f"There is no mode '{mode}'.", why=f"There are {', '.join((*plain, *compiled))}.")
+        raise CertificateError(
+            f"There is no mode '{mode}'.", why=f"There are {', '.join((*plain, *compiled))}."
+        )
     return _compiled(*compiled[mode])
 
 

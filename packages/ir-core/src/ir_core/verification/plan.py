@@ -45,7 +45,18 @@ ATTRIBUTION: Final = (
 the cause: a kernel that treats odd rows differently is also seen by ``rows``, and ``position`` says why."""
 
 INVARIANCE: Final = frozenset(
-    ("repetition", "neighbours", "position", "memory", "rows", "inplace", "compiled", "graph", "history", "selection")
+    (
+        "repetition",
+        "neighbours",
+        "position",
+        "memory",
+        "rows",
+        "inplace",
+        "compiled",
+        "graph",
+        "history",
+        "selection",
+    )
 )
 """Probes that refute batch invariance; the others refute the contract of an implementation."""
 

@@ -149,7 +149,13 @@ class Prober:
 
     def cost(self, case: Case) -> float:
         """Expected seconds of a case."""
-        extra = {"op_compiled": 1.0, "op_dynamic": 1.0, "traced": 1.5, "traced_dynamic": 1.5, "inductor": 15.0}
+        extra = {
+            "op_compiled": 1.0,
+            "op_dynamic": 1.0,
+            "traced": 1.5,
+            "traced_dynamic": 1.5,
+            "inductor": 15.0,
+        }
         seconds = self.subject.cost(case.call) + extra.get(case.call.mode, 0.0)
         if case.call.before == "interleaved":
             seconds += 4 * self.subject.cost(case.call)
@@ -192,7 +198,9 @@ class Prober:
         again = Case("repetition", base.but(before="again"), base)
         return self.subject.compare(again) or found
 
-    def _keep(self, case: Case, summary: str, difference: str = "", change: str = "", mechanism: str = "") -> None:
+    def _keep(
+        self, case: Case, summary: str, difference: str = "", change: str = "", mechanism: str = ""
+    ) -> None:
         command = command_for(self.impl, case, self.setup, self.target.device)
         self.found[case.probe] = Finding(
             case.probe, summary, case.to_dict(), command, difference, change, mechanism
@@ -205,7 +213,9 @@ class Prober:
             self.left_out.append(f"{case.probe}: {case.call}: not enough memory")
             return
         if case.call.mode.startswith("traced"):  # lowered as one op it works; inlined it does not
-            self.left_out.append(f"compiled: the compiler cannot look into it ({said}): register it with opaque=True")
+            self.left_out.append(
+                f"compiled: the compiler cannot look into it ({said}): register it with opaque=True"
+            )
             return
         compiling = case.call.mode not in ("eager", "functional")
         if not compiling:

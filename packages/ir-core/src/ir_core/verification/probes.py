@@ -79,7 +79,9 @@ def middle(p: Prober, setting: Setting) -> Steps:
 def first_call(p: Prober, setting: Setting) -> Steps:
     """The first call of the process, against the same call later and after others."""
     call = Call(**vars(setting), rows=plan.FIRST_ROWS)
-    yield from p.pairs("repetition", "the first call again", [Case("repetition", call.but(before="again"), call)])
+    yield from p.pairs(
+        "repetition", "the first call again", [Case("repetition", call.but(before="again"), call)]
+    )
     cases = [Case("repetition", call.but(before="interleaved"), call)]
     yield from p.pairs("repetition", "between other shapes and dtypes", cases)
     few = Call(**vars(setting), rows=5)
@@ -141,10 +143,14 @@ def memory(p: Prober, setting: Setting, numbers: tuple[int, ...]) -> Steps:
         base = Call(**vars(setting), rows=number)
         kinds = [(layout, "") for layout in LAYOUTS if layout != "contiguous"] + [("odd_weight", "")]
         if len(activations) > 1:
-            kinds += [(layout, name) for layout in ("offset", "odd_slice", "row_strided") for name in activations]
+            kinds += [
+                (layout, name) for layout in ("offset", "odd_slice", "row_strided") for name in activations
+            ]
         calls = [base.but(layout=layout, which=which) for layout, which in kinds]
         calls = [call for call in calls if _taken(p, call)]
-        yield from p.pairs("memory", f"{setting}, {number} rows", [Case("memory", call, base) for call in calls])
+        yield from p.pairs(
+            "memory", f"{setting}, {number} rows", [Case("memory", call, base) for call in calls]
+        )
 
 
 def _taken(p: Prober, call: Call) -> bool:

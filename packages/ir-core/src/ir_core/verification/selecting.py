@@ -51,7 +51,9 @@ def selection(subject: Subject, call: Call) -> str | None:
             arguments = [(f"{rows} rows", args) for args in _rows_of_one_column(subject, call.but(rows=rows))]
         else:
             for layout in LAYOUT_NAMES if rows <= 33 else LAYOUT_NAMES[:2]:
-                arguments.append((f"{rows} rows, {layout}", subject.arguments(call.but(rows=rows, layout=layout))))
+                arguments.append(
+                    (f"{rows} rows, {layout}", subject.arguments(call.but(rows=rows, layout=layout)))
+                )
         for what, args in arguments:
             for _ in range(2):  # a predicate with a memory answers differently the second time
                 choice = _choice(subject, policy, args)

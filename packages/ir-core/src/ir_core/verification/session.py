@@ -174,7 +174,9 @@ def verify(
     finally:
         if child is not None:
             child.close()
-    report = Report(unsupported={f"{i.op.name}/{i.provider}": reason for i, reason in reasons.items() if reason})
+    report = Report(
+        unsupported={f"{i.op.name}/{i.provider}": reason for i, reason in reasons.items() if reason}
+    )
     for prober in probers:
         report.certificates.append(certificate(prober))
         if save:
@@ -286,7 +288,9 @@ def certificate(prober: Prober) -> Certificate:
     )
 
 
-def reproduce(impl: IrOpImpl, case: Case, *, device: str | None = None, setup: Sequence[str] = ()) -> str | None:
+def reproduce(
+    impl: IrOpImpl, case: Case, *, device: str | None = None, setup: Sequence[str] = ()
+) -> str | None:
     """Run one case again; a text about what differs, or ``None`` when nothing does."""
     target = target_for(device)
     prober = Prober(impl, target, case.call.seed, setup)

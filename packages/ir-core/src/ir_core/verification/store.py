@@ -79,7 +79,9 @@ def load(path: Path) -> Certificate:
     except (OSError, ValueError) as error:
         if isinstance(error, CertificateError):
             raise CertificateError(f"{path}: {error.what}", why=error.why, fix=error.fix) from error
-        raise CertificateError(f"{path} is no certificate: {error}.", fix="Delete it and verify again.") from error
+        raise CertificateError(
+            f"{path} is no certificate: {error}.", fix="Delete it and verify again."
+        ) from error
 
 
 _reported: set[str] = set()
@@ -108,7 +110,9 @@ def _report(text: str) -> None:
 def export(path: Path, certificates: Iterable[Certificate]) -> int:
     """Write certificates into one file, to carry them to another machine; how many there are."""
     found = [certificate.to_dict() for certificate in certificates]
-    write_atomically(path.absolute(), json.dumps({"what": BUNDLE, "format": FORMAT, "certificates": found}, indent=1))
+    write_atomically(
+        path.absolute(), json.dumps({"what": BUNDLE, "format": FORMAT, "certificates": found}, indent=1)
+    )
     return len(found)
 
 
@@ -127,5 +131,6 @@ def read_bundle(path: Path) -> list[Certificate]:
         raise CertificateError(f"{path}: {error.what}", why=error.why, fix=error.fix) from error
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CertificateError(
-            f"{path} is no export of certificates: {error}.", fix="Write one with ir-core verify --export FILE."
+            f"{path} is no export of certificates: {error}.",
+            fix="Write one with ir-core verify --export FILE.",
         ) from error

@@ -246,7 +246,9 @@ def difference(
     case: Case, mine: list[Tensor], theirs: list[Tensor], here: Tensor, there: Tensor
 ) -> Difference | None:
     """The first difference between rows ``here`` of ``mine`` and rows ``there`` of ``theirs``."""
-    if len(mine) != len(theirs) or any(a.dtype != b.dtype or a[0].shape != b[0].shape for a, b in zip(mine, theirs)):  # noqa: B905
+    if len(mine) != len(theirs) or any(
+        a.dtype != b.dtype or a[0].shape != b[0].shape for a, b in zip(mine, theirs)
+    ):
         raise CertificateError("Two calls with the same static arguments gave outputs of other kinds.")
     first: tuple[int, int, int] | None = None
     differing = compared = 0

@@ -97,7 +97,8 @@ def apply(op: IrOp, setting: Setting, args: tuple[Any, ...]) -> tuple[Any, ...]:
     variants = variants_of(op, args)
     if setting.variant not in variants:
         raise CertificateError(
-            f"Op '{op.name}' has no variant '{setting.variant}'.", why=f"It has {', '.join(variants) or 'none'}."
+            f"Op '{op.name}' has no variant '{setting.variant}'.",
+            why=f"It has {', '.join(variants) or 'none'}.",
         )
     values = list(args)
     for name, value in variants[setting.variant].items():
