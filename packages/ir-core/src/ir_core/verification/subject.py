@@ -247,7 +247,7 @@ def difference(
 ) -> Difference | None:
     """The first difference between rows ``here`` of ``mine`` and rows ``there`` of ``theirs``."""
     if len(mine) != len(theirs) or any(
-        a.dtype != b.dtype or a[0].shape != b[0].shape for a, b in zip(mine, theirs)
+        a.dtype != b.dtype or a[0].shape != b[0].shape for a, b in zip(mine, theirs, strict=True)
     ):
         raise CertificateError("Two calls with the same static arguments gave outputs of other kinds.")
     first: tuple[int, int, int] | None = None
