@@ -105,12 +105,13 @@ def mechanism(subject: Subject, case: Case) -> str:
             return ""
     except Exception:
         return ""
-    lone = 1 in (case.call.rows, case.base.rows)
-    what = "a reduction over a lone row" if lone else "a reduction"
-    return (
-        f"with one thread (torch.set_num_threads(1)) the two agree: torch splits {what} over its {threads} threads "
-        "and adds their partial sums, another order than one thread takes"
-    )
+    said = "with one thread (torch.set_num_threads(1)) the two agree: torch splits "
+    if 1 in (case.call.rows, case.base.rows) and subject.op.has_reduction:
+        return said + (
+            f"a reduction over a lone row over its {threads} threads and adds their partial sums, another order than "
+            "one thread takes"
+        )
+    return said + f"the work over its {threads} threads, and for another number of rows the parts end elsewhere"
 
 
 _SENTENCES: Final = {
