@@ -405,3 +405,19 @@ def test_how_candidates_stand_before_any_call():
         assert standing.provider == "picky"
     finally:
         op.unregister_impl("picky")
+
+
+def test_canonical_bits_stand_before_other_invariant_ones():
+    """Installing another pack must not change what a model computes in batch-invariant mode."""
+    from ir_core import ops
+
+    op = ops.rms_norm
+    portable = op.impls["portable"].impl_fn
+    op.register_impl("aaa_other_bits", batch_invariant=True)(portable)
+    op.register_impl("zzz_canonical", batch_invariant=True, canonical=True)(portable)
+    try:
+        order = [provider for provider, _ in ladder(op, Policy(batch_invariant=True))]
+        assert order.index("zzz_canonical") < order.index("aaa_other_bits") < order.index("portable")
+    finally:
+        op.unregister_impl("aaa_other_bits")
+        op.unregister_impl("zzz_canonical")

@@ -32,6 +32,7 @@ class IrOpImpl:
         batch_invariant: whether its author declares that the bits of an output row depend on that row alone.
         requires: what the device must have, or ``None``.
         opaque: whether a compiled graph calls it as one op instead of tracing into it.
+        canonical: whether its author declares that its bits are those of ``portable``.
         distribution, version: the installed distribution that registered it.
     """
 
@@ -47,6 +48,7 @@ class IrOpImpl:
         batch_invariant: bool | None = None,
         requires: Requirement | str | dict[str, Any] | None = None,
         opaque: bool = False,
+        canonical: bool = False,
         modules: Sequence[str] = (),
         distribution: str = "",
         distribution_version: str = "",
@@ -70,6 +72,7 @@ class IrOpImpl:
             batch_invariant=batch_invariant,
             requires=requires,
             opaque=opaque,
+            canonical=canonical,
             modules=modules,
             distribution=distribution,
             distribution_version=distribution_version,
@@ -86,6 +89,7 @@ class IrOpImpl:
         batch_invariant: bool | None,
         requires: Requirement | str | dict[str, Any] | None,
         opaque: bool,
+        canonical: bool,
         modules: Sequence[str],
         distribution: str,
         distribution_version: str,
@@ -98,6 +102,7 @@ class IrOpImpl:
         self.batch_invariant = op.batch_invariant if batch_invariant is None else bool(batch_invariant)
         self.requires = parse_requirement(requires)
         self.opaque = opaque
+        self.canonical = canonical
         self.distribution = distribution
         self.version = distribution_version
         self.origin = origin

@@ -135,6 +135,7 @@ class IrOp:
         batch_invariant: bool | None = None,
         requires: Any = None,
         opaque: bool = False,
+        canonical: bool = False,
     ) -> Callable[[Callable[..., Any]], IrOpImpl]:
         """Decorator that registers an implementation of this op.
 
@@ -148,6 +149,8 @@ class IrOp:
                 says: no for an op with a reduction, else yes.
             requires: what the device must have: a requirement value or its text, ``"sm>=9.0"``.
             opaque: a compiled graph calls it as one op and never traces into it.
+            canonical: its bits are those of ``portable``; in batch-invariant mode it stands before those whose are
+                not.
 
         Raises:
             InvalidNameError, ReservedProviderError, DuplicateError, SchemaError: it does not fit the op.
@@ -170,6 +173,7 @@ class IrOp:
                 batch_invariant=batch_invariant,
                 requires=requires,
                 opaque=opaque,
+                canonical=canonical,
             )
 
         return register

@@ -46,6 +46,7 @@ class ImplSpec:
         batch_invariant: the claim; ``None`` takes what the op says of itself.
         inplace: it may write its results into its activation inputs.
         opaque: compiled graphs call it as one op; right for whatever launches kernels itself.
+        canonical: its bits are those of ``portable``; in batch-invariant mode it stands before packs whose are not.
         sources: further modules whose text decides its bits.
     """
 
@@ -57,6 +58,7 @@ class ImplSpec:
     batch_invariant: bool | None = None
     inplace: bool = False
     opaque: bool = False
+    canonical: bool = False
     sources: tuple[str, ...] = ()
 
 
@@ -119,7 +121,7 @@ def _parse_spec(data: object) -> ImplSpec:
     _check_path(data["impl"], what)
     if data.get("supports_args") is not None:
         _check_path(data["supports_args"], f"supports_args of {what}")
-    for key in ("batch_invariant", "inplace", "opaque"):
+    for key in ("batch_invariant", "inplace", "opaque", "canonical"):
         if data.get(key) not in (None, True, False):
             raise PackError(f"{what} has {key}={data[key]!r}.", fix="It is True or False.")
     try:
@@ -137,6 +139,7 @@ def _parse_spec(data: object) -> ImplSpec:
         batch_invariant=data.get("batch_invariant"),
         inplace=bool(data.get("inplace")),
         opaque=bool(data.get("opaque")),
+        canonical=bool(data.get("canonical")),
         sources=tuple(data.get("sources", ())),
     )
 

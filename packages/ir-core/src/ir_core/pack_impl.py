@@ -57,6 +57,7 @@ class PackImpl(IrOpImpl):
             batch_invariant=spec.batch_invariant,
             requires=spec.requires,
             opaque=spec.opaque,
+            canonical=spec.canonical,
             modules=spec.sources,
             distribution=distribution,
             distribution_version=version,

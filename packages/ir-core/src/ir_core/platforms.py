@@ -66,11 +66,12 @@ def target_of(device: torch.device) -> Target:
 
 def _undescribed(device: torch.device, name: str) -> Target:
     kinds = {"cuda": "rocm" if torch.version.hip else "cuda", "xpu": "xpu", "mps": "mps"}
-    reason = (
-        f"nothing here describes {name}; install ir-platform to learn what it is"
-        if device.type in kinds
-        else f"{name} holds no data to compute on"
-    )
+    if device.type not in kinds:
+        reason = f"{name} holds no data to compute on"
+    elif all(target.source.startswith("ir-core") for target in targets()):
+        reason = f"nothing here describes {name}; install ir-platform to learn what it is"
+    else:
+        reason = f"{name} is not among the devices of this machine ({', '.join(t.device for t in targets())})"
     return Target(
         device=name, kind=kinds.get(device.type, "cpu"), batch_invariant_reason=reason, source=_source()
     )

@@ -9,10 +9,13 @@ policy                              candidates, in order
 ==================================  =====================================================================
 ``disabled``                        native
 ``only`` for the op                 exactly those
-batch-invariant                     the named ones, packs by distribution name, ``portable``, ``native``
+batch-invariant                     the named ones, those with canonical bits, other packs, ``portable``, ``native``
 otherwise, something is named       the named ones, ``native``
 otherwise                           ``native``
 ==================================  =====================================================================
+
+Within a step, packs stand by the name of their distribution and implementations in their pack's own order. Those
+with canonical bits come first, so that installing another pack does not change what a model computes.
 """
 
 from __future__ import annotations
@@ -184,7 +187,7 @@ def ladder(op: IrOp, policy: Policy) -> list[tuple[str, bool]]:
     if policy.invariant(op.name):
         rest = sorted(
             (impl for name, impl in op.impls.items() if name not in (NATIVE, PORTABLE)),
-            key=lambda impl: (impl.distribution, list(op.impls).index(impl.provider)),
+            key=lambda impl: (not impl.canonical, impl.distribution, list(op.impls).index(impl.provider)),
         )
         order += [(impl.provider, False) for impl in rest if impl.batch_invariant]
         order += [(name, False) for name in (PORTABLE,) if name in op.impls]

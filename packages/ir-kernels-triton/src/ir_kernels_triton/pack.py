@@ -21,6 +21,7 @@ def _implementation(
         "batch_invariant": invariant,
         "inplace": inplace,
         "opaque": True,
+        "canonical": invariant,
         "requires": REQUIRES,
         "supports_args": f"ir_kernels_triton.predicates:{op}",
         "sources": [

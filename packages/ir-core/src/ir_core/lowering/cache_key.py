@@ -22,7 +22,9 @@ def cache_key(policy: Policy) -> str:
     targets = platforms.targets()
     parts: dict[str, Any] = {
         "policy": policy.to_dict(),
-        "targets": [target.to_dict() for target in targets],
+        "targets": [
+            {k: v for k, v in target.to_dict().items() if k not in ("notes", "uuid")} for target in targets
+        ],
         "passes": sources.digest([cache_key]),
         "ops": {name: _op_key(op, policy) for name, op in sorted(IrOp.registry.items())},
     }

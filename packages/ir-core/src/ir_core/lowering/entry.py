@@ -92,6 +92,9 @@ class _Pass(CustomGraphPass):
     def uuid(self) -> str:
         return f"{self._run.__name__}:{cache_key(self._passes.policy())}"
 
+    def __reduce__(self) -> Any:
+        return str, (self.uuid(),)  # torch 2.11 pickles its whole configuration into a cache key
+
 
 class _Chain(CustomGraphPass):
     """Several passes as one, for releases of torch that take one; its ``uuid`` is unknown if one of theirs is."""
@@ -106,6 +109,9 @@ class _Chain(CustomGraphPass):
     def uuid(self) -> Any:
         found = [each.uuid() if isinstance(each, CustomGraphPass) else None for each in self._passes]
         return None if None in found else tuple(found)
+
+    def __reduce__(self) -> Any:
+        return tuple, (self._passes,)
 
 
 def _publish(report: LoweringReport) -> None:
