@@ -199,14 +199,16 @@ def _act_on_it() -> None:
 def _share(probers: Sequence[Prober], deadline: float, progress: Progress) -> None:
     """Run the probers' steps: next is who has had the least time, counting what the step would take."""
     waiting: dict[Prober, tuple[Steps, Step]] = {}
+    fair = (deadline - time.monotonic()) / max(len(probers), 1)
     for prober in probers:
         _advance(prober, prober.steps(), None, waiting)
     while waiting:
         prober = min(waiting, key=lambda p: p.spent + waiting[p][1].seconds)
         steps, step = waiting.pop(prober)
         remaining = deadline - time.monotonic()
-        share = remaining / (len(waiting) + 1)
-        allowed = step.seconds <= (share if step.patient else max(GREED * share, 0.02)) and remaining > 0
+        share, part = remaining / (len(waiting) + 1), 1.0 if step.patient else GREED
+        owed = fair - prober.spent if step.patient else 0.0  # who was cheap so far may end with something dear
+        allowed = step.seconds <= min(max(part * share, owed, 0.02), max(remaining, 0.0))
         prober.doing = step.probe
         progress.update(probers, remaining)
         _advance(prober, steps, allowed, waiting)
