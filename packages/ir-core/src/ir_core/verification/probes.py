@@ -34,6 +34,9 @@ def everything(p: Prober, *, compiling: bool = True) -> Steps:
     yield from first_call(p, first)
     yield from selection(p, first)
     yield from invariance(p, first, thorough=True)
+    widths = plan.hidden_sizes(p.subject, plan.WIDE)
+    if not p.slow and p.accept(Setting(first.dtype, widths[-1])):  # few calls, and they decide about native on a CPU
+        yield from wide_rows(p, Setting(first.dtype, widths[-1]), (1,))
     yield from contract_probes(p, first)
     for dtype in dtypes:
         setting = Setting(dtype, small)
@@ -42,9 +45,9 @@ def everything(p: Prober, *, compiling: bool = True) -> Steps:
             yield from invariance(p, setting, thorough=False)
     if p.done:
         return
-    widths = plan.hidden_sizes(p.subject, plan.WIDE)
-    if p.accept(Setting(first.dtype, widths[-1])):
-        yield from wide(p, Setting(first.dtype, widths[-1]))
+    setting = Setting(first.dtype, widths[-1])
+    if setting in p.settings or p.accept(setting):
+        yield from wide(p, setting)
     for hidden in plan.hidden_sizes(p.subject, plan.MIDDLE):
         setting = Setting(first.dtype, hidden)
         if p.accept(setting):
@@ -198,9 +201,14 @@ def wide(p: Prober, setting: Setting) -> Steps:
     yield from p.pairs("position", str(setting), cases)
     cases = [Case("memory", base.but(layout=layout), base) for layout in ("offset", "odd_slice")]
     yield from p.pairs("memory", str(setting), cases, required=False)
+    yield from wide_rows(p, setting, plan.FEW_ROWS)
+
+
+def wide_rows(p: Prober, setting: Setting, numbers: tuple[int, ...]) -> Steps:
+    """Long rows: each number against one batch."""
     size = 8 if p.slow else min(p.subject.pool_rows(setting), 64)
-    base = base.but(rows=size)
-    for number in plan.FEW_ROWS:
+    base = Call(**vars(setting), rows=size)
+    for number in numbers:
         if number < size:
             starts = range(0, size, number) if number == 1 else range(0, min(size, 16), number)
             starts = starts[:2] if p.slow else starts
