@@ -19,21 +19,43 @@ from types import CodeType
 from typing import Any
 
 
-def _module_file(name: str) -> Path | None:
-    module = sys.modules.get(name)
+@functools.cache
+def _roots(top: str) -> tuple[Path, ...]:
+    """The folders of a top-level package, or the file of a top-level module."""
+    module = sys.modules.get(top)
     if module is not None:
-        file = getattr(module, "__file__", None)
+        places: list[str | None] = list(getattr(module, "__path__", [])) or [
+            getattr(module, "__file__", None)
+        ]
     else:
         try:
-            spec = importlib.util.find_spec(name)
+            spec = importlib.util.find_spec(top)
         except (ImportError, AttributeError, ValueError):
-            return None
-        file = spec.origin if spec is not None else None
-    return Path(file) if file and file.endswith(".py") else None
+            return ()
+        places = [] if spec is None else list(spec.submodule_search_locations or [spec.origin])
+    return tuple(Path(place) for place in places if place)
 
 
-def _imports(source: str, module: str, is_package: bool) -> Iterable[str]:
+def _module_file(name: str) -> Path | None:
+    """The source file of a module, found by its name's place below its package: nothing is imported."""
+    top, _, rest = name.partition(".")
+    for root in _roots(top):
+        if root.suffix == ".py":
+            return root if not rest else None
+        place = root.joinpath(*rest.split(".")) if rest else root
+        for candidate in (place / "__init__.py", place.with_suffix(".py")):
+            if candidate.is_file():
+                return candidate
+    return None
+
+
+@functools.cache
+def _imports(file: Path, module: str) -> frozenset[str]:
     """Absolute names of what ``module`` imports, modules and attributes alike."""
+    return frozenset(_imported(file.read_text("utf-8"), module, file.name == "__init__.py"))
+
+
+def _imported(source: str, module: str, is_package: bool) -> Iterable[str]:
     package = module if is_package else module.rpartition(".")[0]
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
@@ -61,7 +83,7 @@ def closure(module: str) -> tuple[str, ...]:
         if file is None or not file.is_file():
             continue
         found.add(name)
-        pending.extend(_imports(file.read_text("utf-8"), name, file.name == "__init__.py"))
+        pending.extend(_imports(file, name) - found)
     return tuple(sorted(found))
 
 
