@@ -23,17 +23,16 @@ from typing import Any
 def _roots(top: str) -> tuple[Path, ...]:
     """The folders of a top-level package, or the file of a top-level module."""
     module = sys.modules.get(top)
-    if module is not None:
-        places: list[str | None] = list(getattr(module, "__path__", [])) or [
-            getattr(module, "__file__", None)
-        ]
-    else:
+    folders: list[str] = list(getattr(module, "__path__", []))
+    file: str | None = getattr(module, "__file__", None)
+    if module is None:
         try:
             spec = importlib.util.find_spec(top)
         except (ImportError, AttributeError, ValueError):
             return ()
-        places = [] if spec is None else list(spec.submodule_search_locations or [spec.origin])
-    return tuple(Path(place) for place in places if place)
+        if spec is not None:
+            folders, file = list(spec.submodule_search_locations or ()), spec.origin
+    return tuple(Path(folder) for folder in folders) or ((Path(file),) if file else ())
 
 
 def _module_file(name: str) -> Path | None:

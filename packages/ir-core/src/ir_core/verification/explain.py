@@ -111,7 +111,9 @@ def mechanism(subject: Subject, case: Case) -> str:
             f"a reduction over a lone row over its {threads} threads and adds their partial sums, another order than "
             "one thread takes"
         )
-    return said + f"the work over its {threads} threads, and for another number of rows the parts end elsewhere"
+    return (
+        said + f"the work over its {threads} threads, and for another number of rows the parts end elsewhere"
+    )
 
 
 _SENTENCES: Final = {

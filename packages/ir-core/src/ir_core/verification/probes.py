@@ -35,7 +35,9 @@ def everything(p: Prober, *, compiling: bool = True) -> Steps:
     yield from selection(p, first)
     yield from invariance(p, first, thorough=True)
     widths = plan.hidden_sizes(p.subject, plan.WIDE)
-    if not p.slow and p.accept(Setting(first.dtype, widths[-1])):  # few calls, and they decide about native on a CPU
+    if not p.slow and p.accept(
+        Setting(first.dtype, widths[-1])
+    ):  # few calls, and they decide about native on a CPU
         yield from wide_rows(p, Setting(first.dtype, widths[-1]), (1,))
     yield from contract_probes(p, first)
     for dtype in dtypes:
