@@ -79,7 +79,7 @@ def bars(name: str, title: str, unit: str, groups: dict[str, dict[str, float]]) 
         drawn = axes.barh(
             at, [g.get(contender, 0.0) for g in groups.values()], height * 0.92, label=contender
         )
-        axes.bar_label(drawn, fmt="%.3g", padding=3)
+        axes.bar_label(drawn, fmt=lambda v: f"{v:.0f}" if v >= 100 else f"{v:.3g}", padding=3)
     axes.set_yticks(range(len(groups)), list(groups))
     axes.invert_yaxis()
     axes.set_xlabel(unit)
