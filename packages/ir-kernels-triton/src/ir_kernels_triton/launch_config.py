@@ -40,9 +40,6 @@ SPREAD_ROWS: Final = 4
 """Up to this many rows a tile (N > 512) a thread holds elements of one row only, so it reads its own weights, 16 bytes
 at a time. With more rows a tile it would read the same weights several times; they pass through shared memory."""
 
-LATE_WEIGHT_ABOVE: Final = 8192
-"""Longer rows read their weights after the reduction; before it, two tiles an SM would spill 8 bytes on sm_100."""
-
 GELU_BYTES: Final = 32768
 """Largest gate held in registers, with its up half. float32 gates of 16384 (64 elements a thread) spill on sm_80."""
 
@@ -152,11 +149,7 @@ def rms_spec(
         padded = tile["C"] * tile["T"] * tile["H"]
         rows = _rows(padded)
         warps = max(MIN_WARPS, tile["W"])
-        constants |= {k: tile[k] for k in "CWTHQ"} | {
-            "R": rows,
-            "SPREAD": 1 < rows <= SPREAD_ROWS,
-            "LATE": padded > LATE_WEIGHT_ABOVE,
-        }
+        constants |= {k: tile[k] for k in "CWTHQ"} | {"R": rows, "SPREAD": 1 < rows <= SPREAD_ROWS}
     else:
         kernel, rows = "rms_two_pass", 1
         wide = _tile(d, x)

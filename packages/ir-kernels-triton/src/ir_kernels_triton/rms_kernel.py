@@ -76,14 +76,13 @@ def rms_tile(
     x_outer, x_inner, r_outer, r_inner, y_outer, y_inner, s_outer, s_inner, epsilon,
     N: tl.constexpr, C: tl.constexpr, R: tl.constexpr, W: tl.constexpr, T: tl.constexpr, H: tl.constexpr,
     Q: tl.constexpr, VEC: tl.constexpr, X_BYTES: tl.constexpr, W_BYTES: tl.constexpr, ALIGNED: tl.constexpr,
-    SPREAD: tl.constexpr, LATE: tl.constexpr, INNER: tl.constexpr, HAS_RESIDUAL: tl.constexpr, HAS_WEIGHT: tl.constexpr,
+    SPREAD: tl.constexpr, INNER: tl.constexpr, HAS_RESIDUAL: tl.constexpr, HAS_WEIGHT: tl.constexpr,
     CANONICAL: tl.constexpr, PDL: tl.constexpr, INTERPRET: tl.constexpr,
 ):  # fmt: skip
     """Normalise ``R`` whole rows of ``N`` elements, held in registers between the reduction and the product.
 
     ``SPREAD``: each thread reads the weights of its own elements; otherwise they pass through shared memory, which is
     less work where a thread holds several rows.
-    ``LATE``: weights are read after the reduction, where registers are short.
     ``ALIGNED``: every tensor keeps the promise of ``addresses``; otherwise only the outputs do.
     """
     X_DTYPE: tl.constexpr = x_ptr.dtype.element_ty
@@ -106,10 +105,10 @@ def rms_tile(
             addresses(sum_ptr, s_row + col, VEC, X_BYTES, True), round_to(x, X_DTYPE, INTERPRET), mask=mask
         )
     w = x  # never read without a weight
-    w_col = col
-    if SPREAD:
-        w_col = col + (row * 0)[None, :, None]
-    if HAS_WEIGHT and not LATE:  # here, so that it arrives while the rows are reduced
+    if HAS_WEIGHT:  # here, so that it arrives while the rows are reduced
+        w_col = col
+        if SPREAD:
+            w_col = col + (row * 0)[None, :, None]
         w = tl.load(
             addresses(w_ptr, w_col, VEC, W_BYTES, ALIGNED),
             mask=w_col < N,
@@ -122,13 +121,6 @@ def rms_tile(
         total = row_sums(thread_sums(x * x, H, Q), R, W)
     else:
         total = plain_sum(x * x)
-    if HAS_WEIGHT and LATE:
-        w = tl.load(
-            addresses(w_ptr, w_col, VEC, W_BYTES, ALIGNED),
-            mask=w_col < N,
-            other=0.0,
-            eviction_policy="evict_last",
-        )
     y = _weigh(x * _rstd(total, epsilon, N, CANONICAL)[None, :, None], w, X_DTYPE, HAS_WEIGHT, INTERPRET)
     y_row = row_offsets(row, INNER, inner, y_outer, y_inner)[None, :, None]
     tl.store(addresses(y_ptr, y_row + col, VEC, X_BYTES, True), y, mask=mask)

@@ -128,7 +128,7 @@ def addresses(base, offset, VEC: tl.constexpr, BYTES: tl.constexpr, HINT: tl.con
     that made the pointer: on a function's parameter it would be lost.)
     """
     pointer = base + offset
-    if HINT and VEC > 1 and offset.shape[2] >= VEC:  # a tile of variance_size can be narrower
+    if HINT and VEC > 1:
         pointer = tl.multiple_of(tl.max_contiguous(pointer, [1, 1, VEC]), [1, 1, BYTES])
     return pointer
 
