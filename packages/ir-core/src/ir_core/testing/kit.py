@@ -83,7 +83,9 @@ def contract_tests(
         name = f"{impl.op.name}_{impl.provider}"
         tests[f"test_schema_{name}"] = _named(f"test_schema_{name}", partial(check_schema, impl))
         for check in CHECKS:
-            if check == "invariance" and not (impl.batch_invariant and ("/" in distribution or _claims(impl))):
+            if check == "invariance" and not (
+                impl.batch_invariant and ("/" in distribution or _claims(impl))
+            ):
                 continue
             tests[f"test_{check}_{name}"] = _named(
                 f"test_{check}_{name}", partial(run_check, impl, check, device, seconds)
