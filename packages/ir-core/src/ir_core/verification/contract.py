@@ -153,6 +153,8 @@ def _first_line(error: object) -> str:
 
 def threads(subject: Subject, call: Call) -> str | None:
     """Four threads at once get the bits that each gets alone."""
+    if "triton_interpreter" in subject.target.features and subject.impl.requires is not None:
+        return None  # Triton's interpreter is not thread-safe; compiled kernels are asked on a GPU
     calls = [call.but(start=(call.start + 7 * i) % subject.pool_rows(call.setting)) for i in range(4)]
     alone = [_flat(subject.impl.func_impl_fn(*subject.arguments(c))) for c in calls]
     arguments = [[subject.arguments(c) for _ in range(6)] for c in calls]
