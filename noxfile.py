@@ -219,7 +219,11 @@ def gpu(session: nox.Session, target: str) -> None:
 
 @nox.session(default=False)
 def packs(session: nox.Session) -> None:
-    """Third-party and broken packs, built to wheels and all installed at once beside ours."""
+    """Third-party and broken packs, built to wheels and all installed at once beside ours.
+
+    They are found, selected, lowered and verified here. That a pack is found in vLLM too is tested where vLLM is
+    installed anyway, from the same kind of wheel: in the vllm session.
+    """
     install_outside(session, tuple(LAYERS), *group("tests"), "hatchling")
     install_wheels(session, *LAYERS)
     folder = Path(session.create_tmp()).resolve() / "wheels"
@@ -236,11 +240,33 @@ def packs(session: nox.Session) -> None:
 @nox.session(default=False)
 @nox.parametrize("version", [nox.param(version, id=version) for version in VLLM_VERSIONS])
 def vllm(session: nox.Session, version: str) -> None:
-    """The adapter inside the real vLLM of one version; 0.32.0 runs the engine itself, on the CPU."""
+    """The adapter inside the real vLLM of one version; 0.32.0 runs the engine itself, on the CPU.
+
+    Last, the example pack is installed from its wheel, and must be found in this vLLM through the adapter.
+    """
     install_beside_vllm(session, version, *group("tests"))
+    session.run("python", "-m", "pip", "uninstall", "--quiet", "--yes", "acme-kernels", silent=True)
     session.install("--no-deps", "--no-build-isolation", "-e", "packages/ir-vllm-adapter/tests/engine")
-    selection = ("-m", "vllm and not gpu", "packages/ir-vllm-adapter/tests")
-    pytest(session, *selection, *session.posargs, require="vllm")
+    selection = ("-m", "vllm and not gpu")
+    pytest(session, *selection, "packages/ir-vllm-adapter/tests", *session.posargs, require="vllm")
+    if session.posargs:
+        return
+    example = ROOT / "examples" / "third_party_pack"
+    folder = Path(session.create_tmp()).resolve()
+    session.run(
+        *("python", "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"),
+        *("--wheel-dir", str(folder), str(example)),
+    )
+    session.install(
+        "--no-index", "--no-deps", "--force-reinstall", *map(str, folder.glob("acme_kernels-*.whl"))
+    )
+    pytest(
+        session,
+        *selection,
+        str(example / "tests" / "test_acme_in_vllm.py"),
+        require="vllm",
+        TRITON_INTERPRET="1",
+    )
 
 
 @nox.session(default=False)
