@@ -287,3 +287,82 @@ def test_changing_an_input_before_the_backward_is_noticed(wave):
         x.add_(1)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         out.backward()
+
+
+def _cubes(op, *rest):
+    """A function of x and weight whose second derivatives are not zero."""
+
+    def of(x: Tensor, weight: Tensor) -> Tensor:
+        results = op(x.clone(), *rest, weight, EPS)
+        return sum((result**3).sum() for result in (results if isinstance(results, tuple) else (results,)))
+
+    return of
+
+
+@pytest.mark.parametrize("name", ["rms_norm", "fused_add_rms_norm", "fused_add_rms_norm.maybe_inplace"])
+@pytest.mark.parametrize("provider", ["portable", "native"])
+def test_torch_func(name: str, provider: str):
+    """Every transform and their compositions give what they give for the native implementation as plain torch code."""
+    func = torch.func
+    op = getattr(ops, name.partition(".")[0])
+    rest = () if name == "rms_norm" else (torch.randn(3, 6),)
+    called = op.maybe_inplace if "." in name else op
+    ours, plain = _cubes(called, *rest), _cubes(op.impls["native"].impl_fn, *rest)
+    x, v, weight = torch.randn(3, 6), torch.randn(3, 6), torch.randn(6)
+    xs, weights = torch.randn(3, 4, 6), torch.randn(4, 6)
+    transforms = {
+        "grad": lambda f: func.grad(f, argnums=(0, 1))(x, weight),
+        "jvp": lambda f: func.jvp(f, (x, weight), (v, v[0])),
+        "jvp of one": lambda f: func.jvp(lambda w: f(x, w), (weight,), (v[0],)),
+        "jacrev": lambda f: func.jacrev(f)(x, weight),
+        "jacfwd": lambda f: func.jacfwd(f)(x, weight),
+        "hessian": lambda f: func.hessian(f)(x, weight),
+        "grad of grad": lambda f: func.grad(lambda x: (func.grad(f)(x, weight) * v).sum())(x),
+        "grad of jvp": lambda f: func.grad(lambda x: func.jvp(lambda x: f(x, weight), (x,), (v,))[1])(x),
+        "vmap": lambda f: func.vmap(f, (1, None))(xs, weight),
+        "vmap of both": lambda f: func.vmap(f, (1, 0))(xs, weights),
+        "vmap of grad": lambda f: func.vmap(func.grad(f), (1, 0))(xs, weights),
+    }
+    if rest:  # samples of x beside one residual for all of them
+        del transforms["vmap"], transforms["vmap of both"], transforms["vmap of grad"]
+        transforms["vmap"] = lambda f: func.vmap(f, (0, None))(xs.movedim(1, 0), weight)
+        transforms["vmap of grad"] = lambda f: func.vmap(func.grad(f), (None, 0))(x, weights)
+    with op.set_priority([provider]):
+        for what, transform in transforms.items():
+            torch.testing.assert_close(
+                transform(ours),
+                transform(plain),
+                rtol=1e-3,
+                atol=1e-3,
+                msg=lambda m, what=what: f"{what}: {m}",
+            )
+
+
+def test_forward_mode_runs_what_is_selected(wave):
+    """The value has the selected implementation's bits, the tangent is that of the native implementation."""
+    from torch.autograd import forward_ad
+
+    x, y, t = (torch.randn(3, 4, dtype=torch.float64) for _ in range(3))
+    with wave.set_priority(["rough"]), forward_ad.dual_level():
+        out, product = map(forward_ad.unpack_dual, wave(forward_ad.make_dual(x, t), y, None))
+    assert torch.equal(out.primal, wave.impls["rough"].impl_fn(x, y, None)[0])
+    torch.testing.assert_close(out.tangent, 2 * torch.cos(2 * x) * y * t)
+    torch.testing.assert_close(product.tangent, t * y * y)
+
+
+def test_vmap_is_one_call():
+    rows: list[torch.Size] = []
+
+    @ops.rms_norm.register_impl("counting")
+    def counting(
+        x: Tensor, weight: Tensor | None, epsilon: float, variance_size: int | None = None
+    ) -> Tensor:
+        rows.append(x.shape)
+        return ops.rms_norm.impls["native"].impl_fn(x, weight, epsilon, variance_size)
+
+    try:
+        with ops.rms_norm.set_priority(["counting"]):
+            torch.func.vmap(lambda x: ops.rms_norm(x, None, EPS), 1)(torch.randn(3, 5, 8))
+    finally:
+        ops.rms_norm.unregister_impl("counting")
+    assert rows == [torch.Size([5, 3, 8])]

@@ -1,16 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """The backward of every op: the vjp of its native implementation, unless one is registered.
 
-The forward runs whatever is selected, with the same bits whether gradients are recorded or not.
+The forward runs whatever is selected, with the same bits whether gradients are recorded or not. Forward mode (jvp) is
+that of the native implementation; ``torch.func.vmap`` of the batch dimension is one call with one more of them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from ir_core import codegen
 
@@ -38,7 +41,7 @@ def kernel(op: IrOp, overload: OpOverload[..., Any], inner: str) -> Callable[...
     would cost as much again as the first.
     """
     body = [
-        f"if $grad_enabled() and ({codegen.gradient_test(op.tensor_params)}):",
+        f"if $forward_ad._current_level >= 0 or $grad_enabled() and ({codegen.gradient_test(op.tensor_params)}):",
         "    return $record($op, $overload, $keyset, {names})",
         f"if $keyset.raw_repr() & {_OTHERS}:",
         "    return $redispatch($keyset & $after_autograd, {names})",
@@ -48,11 +51,24 @@ def kernel(op: IrOp, overload: OpOverload[..., Any], inner: str) -> Callable[...
         "op": op,
         "overload": overload,
         "grad_enabled": torch.is_grad_enabled,
-        "record": _Backward.apply,
+        "record": _record,
+        "forward_ad": forward_ad,
         "redispatch": overload.redispatch,
         "after_autograd": _after_autograd,
     }
     return cast("Callable[..., Any]", codegen.build("autograd_kernel", "$keyset", op.signature, body, space))
+
+
+def _record(*args: Any) -> Any:
+    """Call the op, and record what its derivatives need."""
+    if not torch._C._are_functorch_transforms_active():
+        return _Backward.apply(*args)
+    from torch._functorch.utils import enable_single_level_autograd_function
+
+    # torch.func calls this kernel once for each of its levels, as it does torch's own; Function.apply would begin at
+    # the outermost level again.
+    with enable_single_level_autograd_function():
+        return super(torch.autograd.Function, _Backward).apply(*args)
 
 
 class _Backward(torch.autograd.Function):
@@ -62,28 +78,69 @@ class _Backward(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         ctx.positions = [i for i, arg in enumerate(args) if isinstance(arg, Tensor)]
         ctx.rest = [None if isinstance(arg, Tensor) else arg for arg in args]
-        ctx.save_for_backward(*(args[i] for i in ctx.positions))
-        if overload._schema.is_mutable:  # the saved inputs must survive: donate copies
-            donated = set(op.activation_indices)
-            args = tuple(arg.clone() if i in donated else arg for i, arg in enumerate(args))
-        with torch._C._AutoDispatchBelowAutograd():
-            return overload.redispatch(keyset & _after_autograd, *args)
+        tensors = [args[i] for i in ctx.positions]
+        ctx.save_for_backward(*tensors)
+        ctx.save_for_forward(*tensors)
+        with _outer_levels_on():
+            if overload._schema.is_mutable:  # the saved inputs must survive: donate copies
+                donated = set(op.activation_indices)
+                args = tuple(arg.clone() if i in donated else arg for i, arg in enumerate(args))
+            with torch._C._AutoDispatchBelowAutograd():
+                return overload.redispatch(keyset & _after_autograd, *args)
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Any:
+        return _native_jvp(ctx.op, _saved(ctx), tangents[3:])
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> Any:
-        args = list(ctx.rest)
-        for position, tensor in zip(ctx.positions, ctx.saved_tensors, strict=True):
-            args[position] = tensor
+        args = _saved(ctx)
         backward = ctx.op._backward_fn
         if backward is not None:
             return (None, None, None, *backward(tuple(args), grads))
         return (None, None, None, *_native_vjp(ctx.op, args, grads, ctx.needs_input_grad[3:]))
 
 
+def _outer_levels_on() -> AbstractContextManager[Any]:
+    """A Function's forward records nothing; under torch.func what is below it belongs to outer levels, which must."""
+    stack = ExitStack()
+    if torch._C._are_functorch_transforms_active():
+        stack.enter_context(torch.enable_grad())
+        stack.enter_context(forward_ad._set_fwd_grad_enabled(True))
+    return stack
+
+
+def _saved(ctx: Any) -> list[Any]:
+    """The argument list of the recorded call."""
+    args = list(ctx.rest)
+    for position, tensor in zip(ctx.positions, ctx.saved_tensors, strict=True):
+        args[position] = tensor
+    return args
+
+
+def _native_jvp(op: IrOp, args: list[Any], tangents: tuple[Any, ...]) -> Any:
+    """Tangents of the native implementation's outputs at ``args``, one an output."""
+    with forward_ad._set_fwd_grad_enabled(True):
+        duals = [
+            forward_ad.make_dual(forward_ad.unpack_dual(arg).primal, tangent)
+            if isinstance(tangent, Tensor)
+            else arg
+            for arg, tangent in zip(args, tangents, strict=True)
+        ]
+        outputs = op._impls["native"].impl_fn(*duals)
+        results = []
+        for out in outputs if isinstance(outputs, tuple) else (outputs,):
+            tangent = forward_ad.unpack_dual(out).tangent
+            results.append(torch.zeros_like(out) if tangent is None else tangent)
+        return tuple(results) if isinstance(outputs, tuple) else results[0]
+
+
 def _native_vjp(
     op: IrOp, args: list[Any], grads: tuple[Tensor | None, ...], needed: tuple[bool, ...]
 ) -> list[Tensor | None]:
     """Gradients of the native implementation at ``args`` for the output gradients ``grads``."""
+    if torch._C._are_functorch_transforms_active():
+        return _native_vjp_in_transform(op, args, grads, needed)
     higher = torch.is_grad_enabled()  # backward of the backward is wanted: keep this graph differentiable
     with torch.enable_grad():
         inputs = [
@@ -110,4 +167,25 @@ def _native_vjp(
         )
         for index, grad in zip(wanted, found, strict=True):
             results[index] = grad
+    return results
+
+
+def _native_vjp_in_transform(
+    op: IrOp, args: list[Any], grads: tuple[Tensor | None, ...], needed: tuple[bool, ...]
+) -> list[Tensor | None]:
+    """:func:`_native_vjp` inside ``torch.func``: recomputed on a level of its own, so that all others see it."""
+    wanted = [i for i, need in enumerate(needed) if need]
+
+    def native(*moving: Tensor) -> tuple[Tensor, ...]:
+        seen = list(args)
+        for index, tensor in zip(wanted, moving, strict=True):
+            seen[index] = tensor
+        outputs = op._impls["native"].impl_fn(*seen)
+        return outputs if isinstance(outputs, tuple) else (outputs,)
+
+    outputs, pull = torch.func.vjp(native, *(args[i] for i in wanted))
+    given = [torch.zeros_like(o) if g is None else g for o, g in zip(outputs, grads, strict=True)]
+    results: list[Tensor | None] = [None] * len(args)
+    for index, grad in zip(wanted, pull(tuple(given)), strict=True):
+        results[index] = grad
     return results

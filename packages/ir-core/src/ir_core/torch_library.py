@@ -28,7 +28,7 @@ import torch
 from torch._ops import OpOverload, OpOverloadPacket
 from torch.library import Library, infer_schema
 
-from ir_core import autograd, codegen
+from ir_core import autograd, codegen, vmap
 from ir_core.errors import InvalidNameError, SchemaError
 
 if TYPE_CHECKING:
@@ -102,6 +102,7 @@ class OpLibrary:
                 a.name: str(a.type) for a in found._schema.arguments if "Tensor" in str(a.type)
             }
         library.impl(qualified, autograd.kernel(op, found, inner), "Autograd", with_keyset=True)
+        library.impl(qualified, vmap.kernel(op, found), "FuncTorchBatched", with_keyset=True)
         return found
 
     def _declare(self, overload: str, schema: str) -> str:
