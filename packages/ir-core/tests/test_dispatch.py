@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import logging
 from typing import ClassVar
@@ -299,6 +300,22 @@ def test_the_donating_overload_may_reuse_its_inputs(pair_op, wrap: bool, call):
                 assert (out[0].data_ptr() == a.data_ptr()) is (provider == "in_place")
 
 
+@pytest.mark.parametrize("wrap", [True, False])
+@pytest.mark.parametrize("provider", ["in_place", "native"])
+def test_one_tensor_cannot_be_donated_twice(pair_op, wrap: bool, provider: str):
+    with pair_op.set_priority([provider]), ir_core.enable_torch_wrap(wrap):
+        if wrap:  # later calls too; straight to the implementation only the first of its kind is looked at
+            pair_op.maybe_inplace(torch.ones(3), torch.ones(3))
+        for _ in range(2):
+            a = torch.ones(3)
+            with pytest.raises(
+                ir_core.IrError, match=r"donated to pair\.maybe_inplace as 'x' and as 'x_other'"
+            ):
+                pair_op.maybe_inplace(a, a)
+            assert torch.equal(a, torch.ones(3))
+        pair_op(a, a)
+
+
 def test_func_impl_fn_copies_whatever_way_the_arguments_come(pair_op):
     impl = pair_op.impls["in_place"]
     for call in CALLS:
@@ -530,3 +547,29 @@ def test_an_op_called_by_an_implementation_of_another():
         with ir_core.enable_torch_wrap(wrap), inner.set_priority(["wide"]):
             assert ran(outer(x)) == "wide"
         assert ran(outer(x)) == "native"
+
+
+def test_a_selection_is_not_reused_for_an_equal_value_of_another_type():
+    """1 == 1.0 == True, and a predicate may tell them apart."""
+
+    @ir_core.register_op
+    def typed(x: Tensor, scale: float, sizes: list[int]) -> Tensor:
+        return x * scale
+
+    def whole(x: Tensor, scale: float, sizes: list[int]) -> bool:
+        return type(scale) is int and all(type(size) is int for size in sizes)
+
+    @typed.register_impl("whole", supports_args=whole)
+    def whole_impl(x: Tensor, scale: float, sizes: list[int]) -> Tensor:
+        return x * scale
+
+    x = torch.ones(3)
+    ran = []
+    for impl in typed.impls.values():
+        impl.impl_fn = functools.partial(
+            lambda run, name, *args: ran.append(name) or run(*args), impl.impl_fn, impl.provider
+        )
+    with typed.set_priority(["whole"]), ir_core.enable_torch_wrap(False):
+        for scale, sizes in ((1, [1]), (1.0, [1]), (1, [1.0]), (True, [1]), (1, [True]), (1, [1])) * 2:
+            typed(x, scale, sizes)
+    assert ran == ["whole", "native", "native", "native", "native", "whole"] * 2

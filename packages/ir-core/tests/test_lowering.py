@@ -440,6 +440,15 @@ def test_an_expanded_input_keeps_its_copy(inplace_provider):
     check_against_eager(function, *ARGS, policy=inplace_provider, removed=1)
 
 
+def test_a_transposed_input_is_copied_into_the_layout_of_the_results(inplace_provider):
+    def function(x, r, w):
+        x, r = ops.fused_add_rms_norm.maybe_inplace((x + 1).transpose(0, 1), r.cos(), w, EPS)
+        return x.reshape(-1, 64), r.reshape(-1, 64)
+
+    args = (torch.randn(2, 3, 64), torch.randn(3, 2, 64), torch.randn(64))
+    check_against_eager(function, *args, policy=inplace_provider, removed=1)
+
+
 def test_both_outputs_returned_do_not_alias(inplace_provider):
     def function(x, r, w):
         return fused(x * 2, r + 1, w)

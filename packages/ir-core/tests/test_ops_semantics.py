@@ -93,7 +93,7 @@ SHAPES = [(), (1,), (3,), (2, 3), (1, 1, 1, 4), (0,), (2, 0, 3)]
 
 @BOTH
 @pytest.mark.parametrize("leading", SHAPES)
-@pytest.mark.filterwarnings("ignore:std\\(\\).*degrees of freedom:UserWarning")  # torch, about no rows
+@pytest.mark.filterwarnings("error")
 def test_any_leading_dimensions(provider, leading):
     x, weight = torch.randn(*leading, 24), torch.randn(24)
     y = implementation(ops.rms_norm, provider)(x, weight, EPS)
@@ -145,6 +145,36 @@ def test_portable_has_the_same_bits_in_any_layout(layout, dtype):
     torch.testing.assert_close(native(strided, weight, EPS), native(x, weight, EPS), **bound)
     expanded = x[:1].expand(6, 40)
     assert exactly_equal(norm(expanded, weight, EPS)[3:4].contiguous(), norm(x[:1], weight, EPS))
+
+
+@pytest.mark.parametrize("layout", ["transposed", "permuted", "slice of a projection", "expanded"])
+def test_results_are_contiguous_eagerly_and_in_the_fake(layout):
+    """A kernel writes row after row; whoever views a result must not depend on which implementation ran."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    x = {
+        "transposed": lambda: torch.randn(40, 6).t(),
+        "permuted": lambda: torch.randn(2, 3, 5, 40).permute(2, 0, 1, 3),
+        "slice of a projection": lambda: torch.randn(4, 3, 120)[..., :40].transpose(0, 1),
+        "expanded": lambda: torch.randn(3, 1, 40).expand(3, 4, 40),
+    }[layout]()
+    residual, weight = torch.randn(40, *x.shape[:-1]).movedim(0, -1), torch.randn(40)
+    calls = {
+        ops.rms_norm: (x, weight, EPS, None),
+        ops.fused_add_rms_norm: (x, residual, weight, EPS, None),
+        ops.gelu_and_mul_sparse: (x, 0.5, "none"),
+    }
+
+    def results(call, args):
+        found = call(*args)
+        return found if isinstance(found, tuple) else (found,)
+
+    for op, args in calls.items():
+        outs = [t for impl in op.impls.values() if impl.supported for t in results(impl.func_impl_fn, args)]
+        outs += results(op, args)
+        with FakeTensorMode() as mode:
+            outs += results(op, [mode.from_tensor(a) if isinstance(a, Tensor) else a for a in args])
+        assert all(out.is_contiguous() for out in outs), op
 
 
 @pytest.mark.parametrize("width", [1, 2, 7, 96, 1000, 4096, 16385])

@@ -62,13 +62,13 @@ def kernel(op: IrOp, overload: OpOverload[..., Any], inner: str) -> Callable[...
 def _record(*args: Any) -> Any:
     """Call the op, and record what its derivatives need."""
     if not torch._C._are_functorch_transforms_active():
-        return _Backward.apply(*args)
+        return _Backward.apply(*args)  # type: ignore[no-untyped-call]
     from torch._functorch.utils import enable_single_level_autograd_function
 
     # torch.func calls this kernel once for each of its levels, as it does torch's own; Function.apply would begin at
     # the outermost level again.
     with enable_single_level_autograd_function():
-        return super(torch.autograd.Function, _Backward).apply(*args)
+        return super(torch.autograd.Function, _Backward).apply(*args)  # type: ignore[no-untyped-call]
 
 
 class _Backward(torch.autograd.Function):
@@ -183,7 +183,8 @@ def _native_vjp_in_transform(
         outputs = op._impls["native"].impl_fn(*seen)
         return outputs if isinstance(outputs, tuple) else (outputs,)
 
-    outputs, pull = torch.func.vjp(native, *(args[i] for i in wanted))
+    vjp: Any = torch.func.vjp
+    outputs, pull = vjp(native, *(args[i] for i in wanted))
     given = [torch.zeros_like(o) if g is None else g for o, g in zip(outputs, grads, strict=True)]
     results: list[Tensor | None] = [None] * len(args)
     for index, grad in zip(wanted, pull(tuple(given)), strict=True):

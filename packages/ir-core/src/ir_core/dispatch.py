@@ -19,14 +19,16 @@ are dropped when that policy, the implementations or the packs change.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import operator
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import torch
 
 from ir_core import codegen, facts, platforms, policy, selection
+from ir_core.errors import IrError
 from ir_core.locks import fork_safe_rlock
 from ir_core.policy import Policy
 from ir_core.scoped import Scoped
@@ -141,6 +143,8 @@ class Table:
             "grad_enabled": torch.is_grad_enabled,
             "torch_op": op._library.inplace if self.inplace else op._library.functional,
             "tracing": _tracing,
+            "type": type,
+            "donated_twice": self._donated_twice,
         }
         body: list[str] = []
         if self.policy is None and policy.scopes_used():
@@ -149,6 +153,7 @@ class Table:
         if self.wrap:
             body.append("return $torch_op({names})")
         else:
+            body += self._donations()
             for number, (conditions, constants, impl) in enumerate(self._entries):
                 body += self._entry(number, conditions, constants, impl, space)
             body.append("return $miss({names})")
@@ -181,6 +186,26 @@ class Table:
         lines.append(f"    return $impl{number}({{names}})")
         return lines
 
+    def _donations(self) -> list[str]:
+        """A test that no tensor is donated twice; Dynamo's graph is checked for that as a whole, views included.
+
+        Straight to the implementation it would be a twentieth of the call: there only :meth:`_miss` looks.
+        """
+        if not (self.inplace and self.kernel):
+            return []
+        return [
+            f"if {one} is {other} and {one} is not None: $donated_twice({one!r}, {other!r})"
+            for one, other in itertools.combinations(self.op.activations, 2)
+        ]
+
+    def _donated_twice(self, one: str, other: str) -> NoReturn:
+        name = self.op.name
+        raise _DonationError(
+            f"The same tensor is donated to {name}.maybe_inplace as '{one}' and as '{other}'.",
+            why="Each result takes the memory of one of them.",
+            fix=f"Call {name} itself, or clone one of them before donating it.",
+        )
+
     def _policy(self) -> Policy:
         return self.policy if self.policy is not None else policy.default()
 
@@ -201,6 +226,10 @@ class Table:
         """Select for arguments with new facts, remember the outcome, and run it."""
         if _tracing():
             return _call_traced(self.op, self.inplace, *args)
+        if self.inplace:
+            for one, other in itertools.combinations(self.op.activation_indices, 2):
+                if args[one] is args[other] and args[one] is not None:
+                    self._donated_twice(self.op.params[one], self.op.params[other])
         tensors = [arg for arg in args if isinstance(arg, torch.Tensor)]
         shapes_only = any(tensor.is_meta for tensor in tensors)
         if not shapes_only:
@@ -228,6 +257,10 @@ class Table:
             codegen.forget(self.function)
             self.function = self._generate()
             publish(self)  # under the lock: a reset between the look and the change would be undone
+
+
+class _DonationError(IrError, RuntimeError, ValueError):
+    pass
 
 
 _tracing = torch.compiler.is_dynamo_compiling
@@ -267,6 +300,13 @@ def _conditions(
         constants[key] = value
         same = "is" if kind == "dtype" or value is None or isinstance(value, bool) else "=="
         conditions.append(f"{expression} {same} {{{key}}}")
+        # 1 == 1.0 == True, and a predicate can tell them apart.
+        if kind == "values":
+            constants[key := f"c{len(constants)}"] = [type(item) for item in value]  # type: ignore[attr-defined]
+            conditions.append(f"[$type(item) for item in {name}] == {{{key}}}")
+        elif kind == "value" and same == "==" and isinstance(value, (int, float)):
+            constants[key := f"c{len(constants)}"] = type(value)
+            conditions.append(f"$type({name}) is {{{key}}}")
     return tuple(conditions), constants
 
 

@@ -151,16 +151,16 @@ class IrOpImpl:
         return f"{self.op.name}/{self.provider}" + (f" ({where})" if where else "")
 
     def func_impl_fn(self, *args: Any, **kwargs: Any) -> Any:
-        """Call it with functional semantics: an in-place implementation gets copies of its activations."""
+        """Call it with functional semantics: an in-place implementation gets contiguous copies of its activations."""
         if not self.inplace:
             return self.impl_fn(*args, **kwargs)
         copies = list(args)
         for index in self.op.activation_indices:
             if index < len(copies):
-                copies[index] = copies[index].clone()
+                copies[index] = copies[index].clone(memory_format=torch.contiguous_format)
             else:
                 name = self.op.params[index]
-                kwargs[name] = kwargs[name].clone()
+                kwargs[name] = kwargs[name].clone(memory_format=torch.contiguous_format)
         return self.impl_fn(*copies, **kwargs)
 
     def uuid(self) -> str:

@@ -31,7 +31,8 @@ class IrOp:
     """An op: a schema, a meaning, and implementations to select from. Made by :func:`ir_core.register_op`.
 
     Calling it runs the implementation that is selected for the arguments. ``op.maybe_inplace`` (ops registered
-    with ``allow_inplace=True``) does too, and donates the activation inputs: their contents are undefined after.
+    with ``allow_inplace=True``) does too, and donates the activation inputs: their contents are undefined after, a
+    result may have the memory and the strides of one of them, and no two of them may share memory.
 
     Attributes:
         registry: all ops by name.

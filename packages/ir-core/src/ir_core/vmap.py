@@ -28,9 +28,8 @@ def kernel(op: IrOp, overload: OpOverload[..., Any]) -> Callable[..., Any]:
         from torch._functorch.autograd_function import custom_function_call_vmap_helper
         from torch._functorch.pyfunctorch import retrieve_current_functorch_interpreter
 
-        return custom_function_call_vmap_helper(
-            retrieve_current_functorch_interpreter(), rule, overload, *args
-        )
+        interpreter: Any = retrieve_current_functorch_interpreter()
+        return custom_function_call_vmap_helper(interpreter, rule, overload, *args)
 
     return batched
 

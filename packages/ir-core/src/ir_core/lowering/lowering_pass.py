@@ -94,8 +94,12 @@ class Lowering:
         copies = []
         with graph.inserting_before(node):
             for index in impl.op.activation_indices:
-                copy = graph.call_function(torch.ops.aten.clone.default, (args[index],))
-                copy.meta = {**node.meta, "val": value(args[index]).clone(), DONATION: overload != "default"}
+                layout: dict[str, Any] = {
+                    "memory_format": torch.contiguous_format
+                }  # as the results of the op are
+                copy = graph.call_function(torch.ops.aten.clone.default, (args[index],), layout)
+                fake = value(args[index]).clone(**layout)
+                copy.meta = {**node.meta, "val": fake, DONATION: overload != "default"}
                 complete[index] = copy
                 copies.append(copy)
             target = impl.op._library.provider(impl.provider, inplace=True)

@@ -102,14 +102,16 @@ def gelu_and_mul_sparse(x: Tensor, std_multiplier: float, approximate: str = "no
         approximate: of GELU, "none" (erf) or "tanh".
 
     Returns:
-        ``[..., d]``, of x's dtype.
+        ``[..., d]``, of x's dtype, contiguous.
     """
     d = x.shape[-1] // 2
     gate = x[..., :d]
+    if isinstance(elements := gate.numel(), int) and elements == 0:  # torch.std warns of a mean over nothing
+        return (gate * x[..., d:]).contiguous()
     mean = torch.mean(gate, dim=-1, keepdim=True)
     std = torch.std(gate, dim=-1, keepdim=True, unbiased=False)
     sparse = torch.relu(gate - (mean + std * std_multiplier))
-    return torch.nn.functional.gelu(sparse, approximate=approximate) * x[..., d:]
+    return (torch.nn.functional.gelu(sparse, approximate=approximate) * x[..., d:]).contiguous()
 
 
 @gelu_and_mul_sparse._register_builtin("portable", batch_invariant=True)
@@ -127,7 +129,7 @@ def _gelu_and_mul_sparse_portable(x: Tensor, std_multiplier: float, approximate:
     threshold = rounded(rounded(mean) + rounded(std * torch.full_like(std, std_multiplier)))
     sparse = rounded(gate - threshold)
     sparse = torch.where(sparse <= 0, torch.zeros_like(sparse), sparse)
-    return (rounded(canonical_gelu(sparse, approximate)) * up).to(x.dtype)
+    return (rounded(canonical_gelu(sparse, approximate)) * up).to(x.dtype).contiguous()
 
 
 @gelu_and_mul_sparse.register_input_generator

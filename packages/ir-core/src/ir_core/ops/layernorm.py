@@ -29,11 +29,11 @@ def _reduced(x: Tensor, variance_size: int | None) -> int:
 
 
 def _scaled(x32: Tensor, rstd: Tensor, weight: Tensor | None, dtype: torch.dtype) -> Tensor:
-    """The row times its reciprocal standard deviation, times the weight, rounded to ``dtype``."""
+    """The row times its reciprocal standard deviation, times the weight, rounded to ``dtype``; contiguous."""
     y = x32 * rstd
     if weight is not None:
         y = y.to(weight.dtype) * weight
-    return y.to(dtype)
+    return y.to(dtype).contiguous()
 
 
 def _native_rstd(x32: Tensor, variance_size: int | None, epsilon: float) -> Tensor:
@@ -52,7 +52,7 @@ def rms_norm(x: Tensor, weight: Tensor | None, epsilon: float, variance_size: in
         variance_size: the mean runs over the first so many elements of a row; ``None`` means all.
 
     Returns:
-        Of x's shape and dtype.
+        Of x's shape and dtype, contiguous.
     """
     x32 = x.to(torch.float32)
     return _scaled(x32, _native_rstd(x32, variance_size, epsilon), weight, x.dtype)
@@ -69,10 +69,12 @@ def fused_add_rms_norm(
         weight, epsilon, variance_size: as for :func:`rms_norm`.
 
     Returns:
-        The normalised sum and the sum, each of x's shape and dtype.
+        The normalised sum and the sum, each of x's shape and dtype, contiguous.
     """
     x32 = x.to(torch.float32) + x_residual.to(torch.float32)
-    return _scaled(x32, _native_rstd(x32, variance_size, epsilon), weight, x.dtype), x32.to(x.dtype)
+    return _scaled(x32, _native_rstd(x32, variance_size, epsilon), weight, x.dtype), x32.to(
+        x.dtype
+    ).contiguous()
 
 
 @rms_norm._register_builtin("portable", batch_invariant=True)
@@ -89,7 +91,7 @@ def _fused_add_rms_norm_portable(
 ) -> tuple[Tensor, Tensor]:
     x32 = x.to(torch.float32) + x_residual.to(torch.float32)
     rstd = canonical_rstd(x32, _reduced(x, variance_size), epsilon)
-    return _scaled(x32, rstd, weight, x.dtype), x32.to(x.dtype)
+    return _scaled(x32, rstd, weight, x.dtype), x32.to(x.dtype).contiguous()
 
 
 @rms_norm.register_input_generator

@@ -202,6 +202,7 @@ def _steps(prober: Prober, check: str) -> Steps:
         call = Call(**vars(setting), rows=9)
         several = name in ("inputs", "aliasing", "fake", "numerics")
         calls = [call.but(layout=layout) for layout in layouts if several or layout == "contiguous"]
+        calls += [call.but(layout="transposed")] if name == "fake" else []
         yield from prober.pairs(name, str(setting), [Case(name, call) for call in calls])
 
 
