@@ -33,7 +33,8 @@ def verify(
     names: Annotated[
         list[str] | None,
         typer.Argument(
-            help="Ops or implementations; by default everything installed.", metavar="OP[/PROVIDER]"
+            help="Ops (rms_norm) or implementations (rms_norm/portable); by default everything installed.",
+            metavar="NAME",
         ),
     ] = None,
     budget: Annotated[str, typer.Option(help="Time for all of it.", metavar="60s")] = "60s",
