@@ -19,7 +19,7 @@ import common
 import norms
 import torch
 
-from ir_kernels_triton.launch_config import KernelSpec, rms_spec
+from ir_kernels_triton.launch_config import PDL, KernelSpec, rms_spec
 from ir_kernels_triton.launcher import Kernel
 
 POINTS = tuple(
@@ -40,19 +40,19 @@ def configurations(op: str, n: int) -> Iterator[tuple[str, KernelSpec]]:
             n, n, "bf16", "bf16", aligned=True, inner=False, residual=residual, canonical=True, pdl=pdl
         )
 
-    table = spec(False)
+    table = spec(PDL and torch.cuda.get_device_capability() >= (9, 0))
     yield "table", table
     heights = sorted({max(table.rows // 2, 1), table.rows, table.rows * 2})
     warps = sorted({max(table.num_warps // 2, 1), table.num_warps, min(table.num_warps * 2, 32)})
     pdls = (False, True) if torch.cuda.get_device_capability()[0] >= 9 else (False,)
-    for rows, count, limit, pdl in itertools.product(heights, warps, (None, 64), pdls):
+    for rows, count, limit, late, pdl in itertools.product(heights, warps, (None, 64), (False, True), pdls):
         base = spec(pdl)
-        constants = dict(base.constants) | {"R": rows}
+        constants = dict(base.constants) | {"R": rows, "LATE": late}
         changed = dataclasses.replace(
             base, rows=rows, num_warps=count, maxnreg=limit, constants=tuple(constants.items())
         )
         if changed != table:
-            yield f"rows={rows} warps={count} maxnreg={limit} pdl={pdl}", changed
+            yield f"rows={rows} warps={count} maxnreg={limit} late={late} pdl={pdl}", changed
 
 
 def contender(op: str, n: int, spec: KernelSpec) -> norms.Contender:

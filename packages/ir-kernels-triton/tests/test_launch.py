@@ -170,10 +170,25 @@ def test_other_shapes_are_a_value_error(recorded: type[Recorded], calls: int) ->
     for _ in range(calls):
         rms_norm.rms_norm_batch_invariant(x, w, 1e-6)
         rms_norm.fused_add_rms_norm_batch_invariant(x, x.clone(), w, 1e-6)
-    with pytest.raises(ValueError, match="weight must be one row of 128 elements"):
-        rms_norm.rms_norm_batch_invariant(x, w[:64], 1e-6)
-    with pytest.raises(ValueError, match=r"x's shape \(4, 128\), it has \(3, 128\)"):
-        rms_norm.fused_add_rms_norm_batch_invariant(x, x[:3].clone(), w, 1e-6)
+    for weight in (w[:64], w[None], w[:1]):
+        with pytest.raises(ValueError, match="weight must be one row of 128 elements"):
+            rms_norm.rms_norm_batch_invariant(x, weight, 1e-6)
+    if not calls:  # the short way asks for the index of the device; on a CPU and on meta there is none
+        with pytest.raises(ValueError, match="weight must be on x's device cpu, it is on meta"):
+            rms_norm.rms_norm_batch_invariant(x, w.to("meta"), 1e-6)
+    with pytest.raises(ValueError, match="x must have at least one dimension"):
+        rms_norm.rms_norm_batch_invariant(torch.zeros(()), None, 1e-6)
+    for function in (
+        rms_norm.fused_add_rms_norm_batch_invariant,
+        rms_norm.fused_add_rms_norm_batch_invariant_functional,
+    ):
+        with pytest.raises(ValueError, match=r"x's shape \(4, 128\), it has \(3, 128\)"):
+            function(x, x[:3].clone(), w, 1e-6)
+        if not calls:
+            with pytest.raises(ValueError, match="x_residual must be on x's device cpu, it is on meta"):
+                function(x, x.to("meta"), w, 1e-6)
+        with pytest.raises(ValueError, match="x must have at least one dimension"):
+            function(torch.zeros(()), torch.zeros(()), None, 1e-6)
 
 
 def test_short_way_launches_what_the_long_way_does(
@@ -226,10 +241,14 @@ def test_a_triton_that_moved_is_said_once(
     assert "kernel[grid]" in record.message and "no attribute 'run'" in record.message
 
 
-def test_direct_launch_speaks_to_triton_as_it_is(monkeypatch: pytest.MonkeyPatch, compiler: None) -> None:
-    """The names that the direct launch uses exist in this Triton, and constants stand where its launcher skips them."""
+@pytest.mark.parametrize("hooked", [False, True])
+def test_direct_launch_speaks_to_triton_as_it_is(
+    monkeypatch: pytest.MonkeyPatch, compiler: None, hooked: bool
+) -> None:
+    """What the direct launch gives the launcher in C is what Triton's own launcher gives it, hooked or not."""
     import triton
     from triton.backends.compiler import GPUTarget
+    from triton.backends.nvidia.driver import CudaLauncher
     from triton.compiler import CompiledKernel
 
     for name in ("run", "launch_metadata"):
@@ -241,24 +260,39 @@ def test_direct_launch_speaks_to_triton_as_it_is(monkeypatch: pytest.MonkeyPatch
     )
     assert "knobs.runtime.launch_enter_hook, knobs.runtime.launch_exit_hook, *args)" in order
     spec = launch_config.rms_spec(
-        128, 128, "bf16", "bf16", aligned=True, inner=False, residual=False, canonical=True, interpret=False
-    )
+        128, 128, "bf16", "bf16", aligned=True, inner=False, residual=False, canonical=True, pdl=True, interpret=False
+    )  # fmt: skip
     kernel = compat.compile_for(spec, GPUTarget("cuda", 90, 32))
-    given = []
-    monkeypatch.setattr(CompiledKernel, "run", property(lambda self: lambda *args: given.append(args)))
+    given: list[tuple[Any, ...]] = []
+    run = CudaLauncher.__new__(CudaLauncher)
+    run.launch = lambda *args: given.append(args)
+    run.global_scratch_size = run.profile_scratch_size = 0
+    run.global_scratch_align = run.profile_scratch_align = 1
+    run.num_ctas, run.launch_cooperative_grid, run.launch_pdl = 1, False, kernel.metadata.launch_pdl
+    run.arg_annotations, run.kernel_signature = ("annotations",), b"signature"
+    if triton.__version__ < "3.7":
+        del run.arg_annotations, run.kernel_signature
+    monkeypatch.setattr(CompiledKernel, "run", run)
     kernel.function = 77
     monkeypatch.setattr(compat, "compile_for", lambda spec, target: kernel)
     active = type("Driver", (), {"get_current_target": lambda self: None})()
     monkeypatch.setattr(triton.runtime.driver, "_active", active)
     monkeypatch.setattr(torch._C, "_cuda_getCurrentRawStream", lambda device: 5, raising=False)
-    compat.DirectLaunch(spec)(3, 0, tuple(range(16)))
-    ((gx, gy, gz, stream, function, packed, about, enter, leave, *args),) = given
-    assert (gx, gy, gz, stream, function, about, enter, leave) == (3, 1, 1, 5, 77, None, None, None)
-    assert packed == kernel.packed_metadata
-    assert args[:16] == [*range(16)]
+    seen: list[Any] = []
+    if hooked:
+        monkeypatch.setattr(triton.knobs.runtime, "launch_enter_hook", seen.append)
+        monkeypatch.setattr(kernel, "launch_metadata", lambda *args: "about", raising=False)
+    launch = compat.DirectLaunch(spec)
+    assert launch._c is run.launch
+    args = tuple(range(16))
+    launch(3, 0, args)
     names = list(kernel.src.signature)
     assert names[: len(spec.signature)] == [name for name, _ in spec.signature]
-    assert dict(zip(names[len(spec.signature) :], args[16:], strict=True)) == dict(spec.constants)
+    tail = tuple(dict(spec.constants)[name] for name in names[len(spec.signature) :])
+    about = ("about", seen.append, None) if hooked else (None, None, None)
+    run(3, 1, 1, 5, 77, kernel.packed_metadata, *about, *args, *tail)
+    mine, theirs = given
+    assert mine == theirs
 
 
 def test_kernel_takes_the_device_of_its_tensors(

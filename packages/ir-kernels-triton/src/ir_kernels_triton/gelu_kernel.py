@@ -14,6 +14,8 @@ from ir_kernels_triton.tree import (
     canonical_divide,
     canonical_reciprocal,
     columns,
+    inside,
+    over_rows,
     plain_sum,
     round_to,
     row_sums,
@@ -107,11 +109,19 @@ def _gated(
 
 
 @triton.jit
-def _mean(x, N: tl.constexpr, W: tl.constexpr, H: tl.constexpr, Q: tl.constexpr, CANONICAL: tl.constexpr):
+def _mean(
+    x,
+    N: tl.constexpr,
+    R: tl.constexpr,
+    W: tl.constexpr,
+    H: tl.constexpr,
+    Q: tl.constexpr,
+    CANONICAL: tl.constexpr,
+):
     if CANONICAL:
-        mean = canonical_divide(row_sums(thread_sums(x, H, Q), x.shape[1], W), N)
+        mean = canonical_divide(row_sums(thread_sums(x, H, Q), R, W), N)
     else:
-        mean = plain_sum(x) * (1.0 / N)
+        mean = plain_sum(x, R) * (1.0 / N)
     return mean
 
 
@@ -124,20 +134,18 @@ def gelu_tile(
 ):  # fmt: skip
     """``R`` whole rows, gates of ``N`` elements."""
     DTYPE: tl.constexpr = x_ptr.dtype.element_ty
-    row = tl.program_id(0) * R + tl.arange(0, R)
-    col = columns(C, H, T, Q)
-    mask = col < N
-    if R > 1:
-        mask = mask & (row < rows)[None, :, None]
-    at = row_offsets(row, INNER, inner, x_outer, x_inner)[None, :, None] + col
+    row = tl.program_id(0) * R + (tl.arange(0, R * T) // T)[None, :]
+    col = columns(C, H, R, T, Q)
+    mask = inside(col, row, rows, N, R, VEC)
+    at = row_offsets(row, INNER, inner, x_outer, x_inner) + col
     gate = upcast(_read(x_ptr, at, mask, VEC, BYTES), INTERPRET)
     up = upcast(_read(x_ptr + N, at, mask, VEC, BYTES), INTERPRET)
-    mean = _mean(gate, N, W, H, Q, CANONICAL)
-    deviation = tl.where(mask, gate - mean[None, :, None], 0.0)
-    variance = _mean(deviation * deviation, N, W, H, Q, CANONICAL)
-    threshold = _threshold(mean, variance, multiplier, DTYPE, CANONICAL, INTERPRET)[None, :, None]
+    mean = _mean(gate, N, R, W, H, Q, CANONICAL)
+    deviation = tl.where(mask, gate - over_rows(mean, T), 0.0)
+    variance = _mean(deviation * deviation, N, R, W, H, Q, CANONICAL)
+    threshold = over_rows(_threshold(mean, variance, multiplier, DTYPE, CANONICAL, INTERPRET), T)
     y = _gated(gate, up, threshold, DTYPE, TANH, CANONICAL, INTERPRET)
-    to = row_offsets(row, INNER, inner, y_outer, y_inner)[None, :, None] + col
+    to = row_offsets(row, INNER, inner, y_outer, y_inner) + col
     tl.store(addresses(y_ptr, to, VEC, BYTES, True), y, mask=mask)
 
 
@@ -150,31 +158,31 @@ def gelu_long(
 ):  # fmt: skip
     """One row whose gate of ``N`` elements takes ``B`` blocks: mean, variance, result."""
     DTYPE: tl.constexpr = x_ptr.dtype.element_ty
-    row = tl.program_id(0) + tl.arange(0, 1)
-    x_row = row_offsets(row, INNER, inner, x_outer, x_inner)[None, :, None]
-    col = columns(C, H, T, Q)
-    gate = upcast(_read(x_ptr, x_row + col, col < N, VEC, BYTES), INTERPRET)
+    row = tl.program_id(0) + tl.zeros((1, 1), tl.int32)
+    x_row = row_offsets(row, INNER, inner, x_outer, x_inner)
+    col = columns(C, H, 1, T, Q)
+    gate = upcast(_read(x_ptr, x_row + col, inside(col, row, rows, N, 1, VEC), VEC, BYTES), INTERPRET)
     part = thread_sums(gate, H, Q)
     for b in range(1, B):
         at = col + b * (H * C * T)
-        more = upcast(_read(x_ptr, x_row + at, at < N, VEC, BYTES), INTERPRET)
+        more = upcast(_read(x_ptr, x_row + at, inside(at, row, rows, N, 1, VEC), VEC, BYTES), INTERPRET)
         part = part + thread_sums(more, H, Q)
     mean = canonical_divide(row_sums(part, 1, W), N)
-    gate = upcast(_read(x_ptr, x_row + col, col < N, VEC, BYTES), INTERPRET)
-    deviation = tl.where(col < N, gate - mean[None, :, None], 0.0)
+    gate = upcast(_read(x_ptr, x_row + col, inside(col, row, rows, N, 1, VEC), VEC, BYTES), INTERPRET)
+    deviation = tl.where(col < N, gate - over_rows(mean, T), 0.0)
     part = thread_sums(deviation * deviation, H, Q)
     for b in range(1, B):
         at = col + b * (H * C * T)
-        gate = upcast(_read(x_ptr, x_row + at, at < N, VEC, BYTES), INTERPRET)
-        deviation = tl.where(at < N, gate - mean[None, :, None], 0.0)
+        gate = upcast(_read(x_ptr, x_row + at, inside(at, row, rows, N, 1, VEC), VEC, BYTES), INTERPRET)
+        deviation = tl.where(at < N, gate - over_rows(mean, T), 0.0)
         part = part + thread_sums(deviation * deviation, H, Q)
     variance = canonical_divide(row_sums(part, 1, W), N)
-    threshold = _threshold(mean, variance, multiplier, DTYPE, CANONICAL, INTERPRET)[None, :, None]
-    y_row = row_offsets(row, INNER, inner, y_outer, y_inner)[None, :, None]
+    threshold = over_rows(_threshold(mean, variance, multiplier, DTYPE, CANONICAL, INTERPRET), T)
+    y_row = row_offsets(row, INNER, inner, y_outer, y_inner)
     # Halves of a block: the result needs more registers than the sums, and float32 would spill.
     for b in range(2 * B):
-        to = columns(C // 2, H, T, Q) + b * (H * (C // 2) * T)
-        g = upcast(_read(x_ptr, x_row + to, to < N, VEC, BYTES), INTERPRET)
-        u = upcast(_read(x_ptr + N, x_row + to, to < N, VEC, BYTES), INTERPRET)
+        to = columns(C // 2, H, 1, T, Q) + b * (H * (C // 2) * T)
+        g = upcast(_read(x_ptr, x_row + to, inside(to, row, rows, N, 1, VEC), VEC, BYTES), INTERPRET)
+        u = upcast(_read(x_ptr + N, x_row + to, inside(to, row, rows, N, 1, VEC), VEC, BYTES), INTERPRET)
         z = _gated(g, u, threshold, DTYPE, TANH, CANONICAL, INTERPRET)
-        tl.store(addresses(y_ptr, y_row + to, VEC, BYTES, True), z, mask=to < N)
+        tl.store(addresses(y_ptr, y_row + to, VEC, BYTES, True), z, mask=inside(to, row, rows, N, 1, VEC))

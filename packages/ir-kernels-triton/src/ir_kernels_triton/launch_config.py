@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """How each kernel is launched: a function of row length, dtypes and flags, never of the number of rows.
 
-Every number here has its reason beside it. The reasons of today are compile-time ones (what ptxas reports for sm_90);
+Every number here has its reason beside it: a compile-time one (what ptxas reports), or what was measured on an H200.
 ``benchmarks/tune_norms.py`` measures the alternatives on a device. Bits do not depend on any of them.
 """
 
@@ -27,6 +27,20 @@ TILE_ELEMENTS: Final = 4096
 60 to 64 registers a thread that leaves 32 warps on an SM and 64 KiB in flight there; about 25 KiB hide the latency
 of HBM3 (4.8 TB/s, 700 ns, 132 SMs)."""
 
+SHORT_ROW: Final = 512
+"""Up to this length a warp holds whole rows, and ..."""
+
+SHORT_TILE_ELEMENTS: Final = 2048
+"""... half of a tile's elements are enough: 39 registers a thread instead of 60, and no barrier at either size. On an
+H200 q/k norm of 648720x128 takes 79.5 us instead of 81.4 (a copy: 80.2). At 1024 a row would need two warps and a
+barrier, for nothing."""
+
+DOUBLE_WARPS: Final = 8192
+"""Rows of a fused add padded to this length get 16 warps instead of 8: 40 registers instead of 64, 48 warps on an SM
+instead of 32, for two more barriers. On an H200 16384x7168 takes 228.8 us instead of 230.3, 65536x8192 1048 instead
+of 1058, and 8x7168 1.75 instead of 1.83. rms_norm of 4096 would gain 1% at 16384 rows (65.1 instead of 66.1) and lose
+10% at up to 2048 rows; at 16384 a program would have all 32 warps, and was 45% slower."""
+
 ROWS_LIMIT: Final = 128
 """Rows of a tile at most: each has its 64-bit offsets, and 32 rows a thread (N = 1) would spill."""
 
@@ -36,9 +50,13 @@ MIN_WARPS: Final = 4
 TILE_LIMIT: Final = 16384
 """Longest row held in registers: 32 elements a thread of 16 warps. At 64 a thread float32 rows and weights spill."""
 
-SPREAD_ROWS: Final = 4
-"""Up to this many rows a tile (N > 512) a thread holds elements of one row only, so it reads its own weights, 16 bytes
-at a time. With more rows a tile it would read the same weights several times; they pass through shared memory."""
+TIGHT_ABOVE: Final = 8192
+"""Above this length two tiles share an SM only with ..."""
+
+REGISTERS: Final = 64
+"""... this many registers a thread, where ptxas takes 72 to 74 when free; and the weight is read after the reduction,
+or that spills 8 bytes on sm_100. (4096 fits 64 by itself on sm_90, and would spill on sm_100.) float32 rows or
+weights, rows without 16-byte accesses and rows with two strides spill at 64 and are left free."""
 
 GELU_BYTES: Final = 32768
 """Largest gate held in registers, with its up half. float32 gates of 16384 (64 elements a thread) spill on sm_80."""
@@ -46,13 +64,11 @@ GELU_BYTES: Final = 32768
 COPY_MISALIGNED_FROM: Final = TILE_LIMIT
 """Longer rows without the promise of alignment are copied first: their element-wise loads would spill."""
 
-REGISTERS_16_BIT: Final = 64
-"""Two tiles of 16 warps on one SM. ptxas takes 72 to 74 for N = 16384 when free, and fits 64 without a spill; float32
-rows or weights, rows without 16-byte accesses and rows with two strides spill at 64 and are left free."""
-
-PDL: Final = False
-"""Programmatic dependent launch. It compiles and is correct (each kernel waits before its first access); off until it
-has been measured on a device."""
+PDL: Final = True
+"""Programmatic dependent launch, from SM 9.0 on: the next kernel is set up while this one runs, and each kernel waits
+before its first access. On an H200 1x4096 takes 1.0 us instead of 1.7, 2048x4096 9.5 instead of 10.3, and nothing is
+lost on large shapes. Part of that (1.0 instead of 1.2) is touching the rows before the wait (``rms_kernel.py``), by
+the first programs only: all programs of a launch asking for the same weight took 15 us for 2048x4096."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +129,8 @@ def _tile(n: int, x: str) -> dict[str, int]:
 
 def _rows(padded: int) -> int:
     """Rows of a tile of rows of ``padded`` elements."""
-    return min(max(TILE_ELEMENTS // padded, 1), ROWS_LIMIT)
+    elements = SHORT_TILE_ELEMENTS if padded <= SHORT_ROW else TILE_ELEMENTS
+    return min(max(elements // padded, 1), ROWS_LIMIT)
 
 
 _POINTERS = ("x_ptr", "residual_ptr", "w_ptr", "y_ptr", "sum_ptr")
@@ -130,14 +147,14 @@ def rms_spec(
     inner: bool,
     residual: bool,
     canonical: bool,
-    pdl: bool = PDL,
+    pdl: bool = False,
     interpret: bool | None = None,
 ) -> KernelSpec:
     """The kernel of rms_norm (``residual``: fused_add_rms_norm) for rows of ``d`` elements, ``n`` of them reduced.
 
     ``x`` and ``w`` are dtypes by Triton's names, ``w`` is None without a weight; ``aligned``: every tensor keeps the
-    promise of alignment (outputs always do); ``inner``: rows have two strides; ``interpret``: Triton's
-    interpreter runs it (by default what TRITON_INTERPRET says).
+    promise of alignment (outputs always do); ``inner``: rows have two strides; ``pdl``: dependent launch, where the
+    device has it; ``interpret``: Triton's interpreter runs it (by default what TRITON_INTERPRET says).
     """
     if interpret is None:
         interpret = os.environ.get("TRITON_INTERPRET", "0") == "1"
@@ -149,10 +166,21 @@ def rms_spec(
         padded = tile["C"] * tile["T"] * tile["H"]
         rows = _rows(padded)
         warps = max(MIN_WARPS, tile["W"])
-        constants |= {k: tile[k] for k in "CWTHQ"} | {"R": rows, "SPREAD": 1 < rows <= SPREAD_ROWS}
+        if (
+            residual and canonical and padded == DOUBLE_WARPS
+        ):  # the plain sum would take 16 KiB and five barriers
+            warps *= 2
+        constants |= {k: tile[k] for k in "CWTHQ"} | {
+            "R": rows,
+            "LATE": padded > TIGHT_ABOVE,
+        }
     else:
         kernel, rows = "rms_two_pass", 1
         wide = _tile(d, x)
+        if d > TILE_LIMIT:
+            # Halves of a block: the product needs more registers than the sum, and would spill (8 bytes on sm_120).
+            wide["C"] //= 2
+            wide["B"] = -(-d // (wide["C"] * wide["T"] * wide["H"]))
         warps = max(MIN_WARPS, wide["W"])
         constants |= tile | {"D": d} | {f"D{k}": wide[k] for k in "BCTHQ"}
     constants |= {
@@ -167,12 +195,13 @@ def rms_spec(
         "PDL": pdl,
         "INTERPRET": interpret,
     }
-    narrow = (
-        aligned
+    tight = (
+        kernel == "rms_tile"
+        and d > TIGHT_ABOVE
+        and aligned
         and not inner
-        and ITEMSIZE[weight] == 2
+        and ITEMSIZE[x] == ITEMSIZE[weight] == 2
         and alignment(d, x) == ACCESS_BYTES
-        and ITEMSIZE[x] == 2
     )
     return KernelSpec(
         module="ir_kernels_triton.rms_kernel",
@@ -187,7 +216,7 @@ def rms_spec(
         constants=tuple(constants.items()),
         num_warps=warps,
         rows=rows,
-        maxnreg=REGISTERS_16_BIT if narrow and kernel == "rms_tile" else None,
+        maxnreg=REGISTERS if tight else None,
         fp_fusion=not canonical,
         pdl=pdl,
     )

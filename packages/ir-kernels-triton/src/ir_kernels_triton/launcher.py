@@ -17,7 +17,7 @@ from ir_kernels_triton import compat
 from ir_kernels_triton.launch_config import KernelSpec
 
 Scalar = int | float
-_current_device = getattr(torch._C, "_cuda_getDevice", lambda: -1)  # absent from builds for the CPU
+current_device = getattr(torch._C, "_cuda_getDevice", lambda: -1)  # absent from builds for the CPU
 
 
 class Kernel:
@@ -46,10 +46,13 @@ class Kernel:
 
     def launch(self, rows: int, args: tuple[Any, ...]) -> None:
         """The same with all arguments as the kernel takes them, tensors as addresses."""
-        programs = (rows + self._rows - 1) // self._rows
         device = self._device
-        if device is None or device == _current_device():
-            self._launch(programs, device or 0, args)
+        if device is None or device == current_device():
+            self.launch_here(rows, args)
         else:
             with torch.cuda.device(device):
-                self._launch(programs, device, args)
+                self.launch_here(rows, args)
+
+    def launch_here(self, rows: int, args: tuple[Any, ...]) -> None:
+        """The same while the kernel's device is the current one."""
+        self._launch((rows + self._rows - 1) // self._rows, self._device or 0, args)

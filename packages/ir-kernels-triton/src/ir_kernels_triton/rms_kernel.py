@@ -14,11 +14,14 @@ from ir_kernels_triton.tree import (
     canonical_divide,
     canonical_reciprocal,
     columns,
+    inside,
+    over_rows,
     plain_sum,
     read,
     round_to,
     row_sums,
     thread_sums,
+    touch,
     upcast,
 )
 
@@ -41,6 +44,9 @@ ARGUMENTS = [
     "epsilon",
 ]
 """Everything that is not a constant; kept from specialisation also where Triton's own JIT launches the kernel."""
+
+FIRST_WAVE = tl.constexpr(132)
+"""Programs that find a free processor each (an H100 or H200 has 132): those that dependent launch starts early."""
 
 
 @triton.jit
@@ -70,59 +76,84 @@ def _weigh(y, w, X_DTYPE: tl.constexpr, HAS_WEIGHT: tl.constexpr, INTERPRET: tl.
     return round_to(y, X_DTYPE, INTERPRET)
 
 
+@triton.jit
+def _touch_rows(
+    x_ptr, residual_ptr, w_ptr, rows, inner, x_outer, x_inner, r_outer, r_inner, N: tl.constexpr,
+    PADDED: tl.constexpr, R: tl.constexpr, INNER: tl.constexpr, HAS_RESIDUAL: tl.constexpr, HAS_WEIGHT: tl.constexpr,
+):  # fmt: skip
+    """Bring what this program is going to read into the L2 cache, while the kernel ahead still runs.
+
+    It may still be writing these rows. That is no race: nothing is read here, and all writes of a GPU meet in the L2
+    cache, in the very lines that are touched. Only programs that are resident early gain from it.
+    """
+    LINE: tl.constexpr = 1024 // x_ptr.dtype.element_ty.primitive_bitwidth  # elements in 128 bytes
+    LINES: tl.constexpr = (PADDED + LINE - 1) // LINE
+    program = tl.program_id(0)
+    if program < FIRST_WAVE:
+        line = tl.arange(0, R * LINES)
+        row = tl.minimum(program * R + line // LINES, rows - 1)
+        col = tl.minimum(line % LINES * LINE, N - 1)
+        touch(x_ptr + row_offsets(row, INNER, inner, x_outer, x_inner) + col)
+        if HAS_RESIDUAL:
+            touch(residual_ptr + row_offsets(row, INNER, inner, r_outer, r_inner) + col)
+        if HAS_WEIGHT:
+            line = tl.arange(0, LINES)
+            if program == 0:
+                touch(w_ptr + tl.minimum(line * LINE, N - 1))
+
+
 @triton.jit(do_not_specialize=ARGUMENTS, do_not_specialize_on_alignment=ARGUMENTS)
 def rms_tile(
     x_ptr, residual_ptr, w_ptr, y_ptr, sum_ptr, rows, inner,
     x_outer, x_inner, r_outer, r_inner, y_outer, y_inner, s_outer, s_inner, epsilon,
     N: tl.constexpr, C: tl.constexpr, R: tl.constexpr, W: tl.constexpr, T: tl.constexpr, H: tl.constexpr,
     Q: tl.constexpr, VEC: tl.constexpr, X_BYTES: tl.constexpr, W_BYTES: tl.constexpr, ALIGNED: tl.constexpr,
-    SPREAD: tl.constexpr, INNER: tl.constexpr, HAS_RESIDUAL: tl.constexpr, HAS_WEIGHT: tl.constexpr,
+    LATE: tl.constexpr, INNER: tl.constexpr, HAS_RESIDUAL: tl.constexpr, HAS_WEIGHT: tl.constexpr,
     CANONICAL: tl.constexpr, PDL: tl.constexpr, INTERPRET: tl.constexpr,
 ):  # fmt: skip
     """Normalise ``R`` whole rows of ``N`` elements, held in registers between the reduction and the product.
 
-    ``SPREAD``: each thread reads the weights of its own elements; otherwise they pass through shared memory, which is
-    less work where a thread holds several rows.
+    ``LATE``: weights are read after the reduction, where registers are short.
     ``ALIGNED``: every tensor keeps the promise of ``addresses``; otherwise only the outputs do.
     """
     X_DTYPE: tl.constexpr = x_ptr.dtype.element_ty
-    row = tl.program_id(0) * R + tl.arange(0, R)
-    col = columns(C, H, T, Q)
-    mask = col < N
-    if R > 1:
-        mask = mask & (row < rows)[None, :, None]
+    row = tl.program_id(0) * R + (tl.arange(0, R * T) // T)[None, :]
+    col = columns(C, H, R, T, Q)
+    mask = inside(col, row, rows, N, R, VEC)
     if PDL:
+        if tl.num_programs(0) <= FIRST_WAVE:  # earlier than below; a large launch would crowd out itself
+            gdc_launch_dependents()
+        _touch_rows(
+            x_ptr, residual_ptr, w_ptr, rows, inner, x_outer, x_inner, r_outer, r_inner, N, H * C * T, R, INNER,
+            HAS_RESIDUAL, HAS_WEIGHT,
+        )  # fmt: skip
         gdc_wait()
-    x_row = row_offsets(row, INNER, inner, x_outer, x_inner)[None, :, None]
-    x = upcast(read(x_ptr, x_row + col, mask, rows, VEC, X_BYTES, ALIGNED, "evict_first"), INTERPRET)
+    x_row = row_offsets(row, INNER, inner, x_outer, x_inner)
+    x = upcast(read(x_ptr, x_row + col, mask, rows, VEC, X_BYTES, ALIGNED), INTERPRET)
     if HAS_RESIDUAL:
-        r_row = row_offsets(row, INNER, inner, r_outer, r_inner)[None, :, None]
-        x += upcast(
-            read(residual_ptr, r_row + col, mask, rows, VEC, X_BYTES, ALIGNED, "evict_first"), INTERPRET
-        )
-        s_row = row_offsets(row, INNER, inner, s_outer, s_inner)[None, :, None]
+        r_row = row_offsets(row, INNER, inner, r_outer, r_inner)
+        x += upcast(read(residual_ptr, r_row + col, mask, rows, VEC, X_BYTES, ALIGNED), INTERPRET)
+        s_row = row_offsets(row, INNER, inner, s_outer, s_inner)
         tl.store(
             addresses(sum_ptr, s_row + col, VEC, X_BYTES, True), round_to(x, X_DTYPE, INTERPRET), mask=mask
         )
     w = x  # never read without a weight
-    if HAS_WEIGHT:  # here, so that it arrives while the rows are reduced
-        w_col = col
-        if SPREAD:
-            w_col = col + (row * 0)[None, :, None]
+    if HAS_WEIGHT and not LATE:  # here, so that it arrives while the rows are reduced
         w = tl.load(
-            addresses(w_ptr, w_col, VEC, W_BYTES, ALIGNED),
-            mask=w_col < N,
-            other=0.0,
-            eviction_policy="evict_last",
+            addresses(w_ptr, col, VEC, W_BYTES, ALIGNED), mask=inside(col, row, rows, N, 1, VEC), other=0.0
         )
     if PDL:
         gdc_launch_dependents()
     if CANONICAL:
         total = row_sums(thread_sums(x * x, H, Q), R, W)
     else:
-        total = plain_sum(x * x)
-    y = _weigh(x * _rstd(total, epsilon, N, CANONICAL)[None, :, None], w, X_DTYPE, HAS_WEIGHT, INTERPRET)
-    y_row = row_offsets(row, INNER, inner, y_outer, y_inner)[None, :, None]
+        total = plain_sum(x * x, R)
+    if HAS_WEIGHT and LATE:
+        w = tl.load(
+            addresses(w_ptr, col, VEC, W_BYTES, ALIGNED), mask=inside(col, row, rows, N, 1, VEC), other=0.0
+        )
+    y = _weigh(x * over_rows(_rstd(total, epsilon, N, CANONICAL), T), w, X_DTYPE, HAS_WEIGHT, INTERPRET)
+    y_row = row_offsets(row, INNER, inner, y_outer, y_inner)
     tl.store(addresses(y_ptr, y_row + col, VEC, X_BYTES, True), y, mask=mask)
 
 
@@ -130,9 +161,9 @@ def rms_tile(
 def _block(x_ptr, residual_ptr, x_row, r_row, col, mask, rows, VEC: tl.constexpr, X_BYTES: tl.constexpr,
            ALIGNED: tl.constexpr, HAS_RESIDUAL: tl.constexpr, INTERPRET: tl.constexpr):  # fmt: skip
     """One block of a row (with its residual) as float32."""
-    x = upcast(read(x_ptr, x_row + col, mask, rows, VEC, X_BYTES, ALIGNED, ""), INTERPRET)
+    x = upcast(read(x_ptr, x_row + col, mask, rows, VEC, X_BYTES, ALIGNED), INTERPRET)
     if HAS_RESIDUAL:
-        x += upcast(read(residual_ptr, r_row + col, mask, rows, VEC, X_BYTES, ALIGNED, ""), INTERPRET)
+        x += upcast(read(residual_ptr, r_row + col, mask, rows, VEC, X_BYTES, ALIGNED), INTERPRET)
     return x
 
 
@@ -153,14 +184,25 @@ def rms_two_pass(
     before the row is reduced, so the outputs may be the inputs.
     """
     X_DTYPE: tl.constexpr = x_ptr.dtype.element_ty
-    row = tl.program_id(0) + tl.arange(0, 1)
-    x_row = row_offsets(row, INNER, inner, x_outer, x_inner)[None, :, None]
-    r_row = row_offsets(row, INNER, inner, r_outer, r_inner)[None, :, None]
+    row = tl.program_id(0) + tl.zeros((1, 1), tl.int32)
+    x_row = row_offsets(row, INNER, inner, x_outer, x_inner)
+    r_row = row_offsets(row, INNER, inner, r_outer, r_inner)
     if PDL:
         gdc_wait()
-    col = columns(C, H, T, Q)
+    col = columns(C, H, 1, T, Q)
     x = _block(
-        x_ptr, residual_ptr, x_row, r_row, col, col < N, rows, VEC, X_BYTES, ALIGNED, HAS_RESIDUAL, INTERPRET
+        x_ptr,
+        residual_ptr,
+        x_row,
+        r_row,
+        col,
+        inside(col, row, rows, N, 1, VEC),
+        rows,
+        VEC,
+        X_BYTES,
+        ALIGNED,
+        HAS_RESIDUAL,
+        INTERPRET,
     )
     part = thread_sums(x * x, H, Q)
     for b in range(1, B):
@@ -171,7 +213,7 @@ def rms_two_pass(
             x_row,
             r_row,
             at,
-            at < N,
+            inside(at, row, rows, N, 1, VEC),
             rows,
             VEC,
             X_BYTES,
@@ -184,18 +226,18 @@ def rms_two_pass(
         total = row_sums(part, 1, W)
     else:
         total = tl.sum(tl.reshape(part, (1, part.shape[0])), 1)
-    rstd = _rstd(total, epsilon, N, CANONICAL)[None, :, None]
-    y_row = row_offsets(row, INNER, inner, y_outer, y_inner)[None, :, None]
-    s_row = row_offsets(row, INNER, inner, s_outer, s_inner)[None, :, None]
+    rstd = _rstd(total, epsilon, N, CANONICAL)
+    y_row = row_offsets(row, INNER, inner, y_outer, y_inner)
+    s_row = row_offsets(row, INNER, inner, s_outer, s_inner)
     for d in range(DB):
-        to = columns(DC, DH, DT, DQ) + d * (DH * DC * DT)
+        to = columns(DC, DH, 1, DT, DQ) + d * (DH * DC * DT)
         z = _block(
             x_ptr,
             residual_ptr,
             x_row,
             r_row,
             to,
-            to < D,
+            inside(to, row, rows, D, 1, VEC),
             rows,
             VEC,
             X_BYTES,
@@ -207,12 +249,14 @@ def rms_two_pass(
             tl.store(
                 addresses(sum_ptr, s_row + to, VEC, X_BYTES, True),
                 round_to(z, X_DTYPE, INTERPRET),
-                mask=to < D,
+                mask=inside(to, row, rows, D, 1, VEC),
             )
         w = z
         if HAS_WEIGHT:
-            w = tl.load(addresses(w_ptr, to, VEC, W_BYTES, ALIGNED), mask=to < D, other=0.0)
+            w = tl.load(
+                addresses(w_ptr, to, VEC, W_BYTES, ALIGNED), mask=inside(to, row, rows, D, 1, VEC), other=0.0
+            )
         y = _weigh(z * rstd, w, X_DTYPE, HAS_WEIGHT, INTERPRET)
-        tl.store(addresses(y_ptr, y_row + to, VEC, X_BYTES, True), y, mask=to < D)
+        tl.store(addresses(y_ptr, y_row + to, VEC, X_BYTES, True), y, mask=inside(to, row, rows, D, 1, VEC))
     if PDL:
         gdc_launch_dependents()

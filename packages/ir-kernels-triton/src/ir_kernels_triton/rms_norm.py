@@ -16,14 +16,16 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from ir_kernels_triton import compat
 from ir_kernels_triton.launch_config import (
     COPY_MISALIGNED_FROM,
+    PDL,
     TRITON_NAMES,
     alignment,
     rms_spec,
     weight_alignment,
 )
-from ir_kernels_triton.launcher import Kernel
+from ir_kernels_triton.launcher import Kernel, current_device
 from ir_kernels_triton.rows import (
     MAX_ROWS,
     Rows,
@@ -38,7 +40,7 @@ from ir_kernels_triton.rows import (
 class _Family:
     """The kernels of one row length, dtype pair, op and provider, on one device."""
 
-    __slots__ = ("_kernels", "_make", "align", "copies", "quick", "weight_align")
+    __slots__ = ("_kernels", "_make", "align", "copies", "empty", "low_bits", "quick", "weight_align")
 
     def __init__(
         self,
@@ -59,12 +61,23 @@ class _Family:
         n = d if variance_size is None else min(variance_size, d)
         self.align = alignment(d, x_name)
         self.weight_align = weight_alignment(d, x_name, w_name or x_name)
+        self.low_bits = max(self.align, self.weight_align) - 1
+        """Where these are 0 in all addresses, all are aligned."""
+        self.empty = compat.empty_strided(device)
         self.copies = d != n or d > COPY_MISALIGNED_FROM
         self._kernels: dict[tuple[bool, bool], Kernel] = {}
         self.quick: Callable[[int, tuple[int | float, ...]], None] | None = None
         self._make: Callable[[bool, bool], Kernel] = lambda aligned, inner: Kernel(
             rms_spec(
-                d, n, x_name, w_name, aligned=aligned, inner=inner, residual=residual, canonical=canonical
+                d,
+                n,
+                x_name,
+                w_name,
+                aligned=aligned,
+                inner=inner,
+                residual=residual,
+                canonical=canonical,
+                pdl=PDL and device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0),
             ),
             device,
         )
@@ -75,28 +88,41 @@ class _Family:
         if kernel is None:
             kernel = self._kernels[key] = self._make(aligned, inner)
             if aligned and not inner and kernel.takes_pointers:
-                self.quick = kernel.launch
+                self.quick = kernel.launch_here
         return kernel
 
 
 _FAMILIES: dict[tuple[object, ...], _Family] = {}
 
 
-def _row(weight: Tensor, d: int) -> Tensor:
-    """The weight as one contiguous row of ``d`` elements."""
+def _length(x: Tensor) -> int:
+    if not x.dim():
+        raise ValueError("x must have at least one dimension, it has none")
+    return x.shape[-1]
+
+
+def _row(weight: Tensor, x: Tensor) -> Tensor:
+    """The weight as one contiguous row of ``x``'s length, beside it."""
+    d = x.shape[-1]
     if weight.shape != (d,):
         raise ValueError(f"weight must be one row of {d} elements, it has the shape {tuple(weight.shape)}")
+    _beside("weight", weight, x)
     return weight.contiguous()
+
+
+def _beside(name: str, tensor: Tensor, x: Tensor) -> None:
+    if tensor.device != x.device:
+        raise ValueError(f"{name} must be on x's device {x.device}, it is on {tensor.device}")
 
 
 def _family(
     x: Tensor, residual: bool, weight: Tensor | None, variance_size: int | None, canonical: bool
 ) -> _Family:
     w_dtype = None if weight is None else weight.dtype
-    key = x.shape[-1], variance_size, x.dtype, w_dtype, residual, canonical, x.device
+    key = x.shape[-1], variance_size, x.dtype, w_dtype, residual, canonical, x.get_device()
     family = _FAMILIES.get(key)
     if family is None:
-        family = _FAMILIES[key] = _Family(*key)
+        family = _FAMILIES[key] = _Family(*key[:-1], x.device)
     return family
 
 
@@ -128,36 +154,37 @@ def _quick(
     nothing has happened, if the call is another.
     """
     shape = x.shape
+    if len(shape) != 2:
+        return None
+    d = shape[1]
     w_dtype = None if weight is None else weight.dtype
-    key = shape[-1], variance_size, x.dtype, w_dtype, residual is not None, canonical, x.device
-    family = _FAMILIES.get(key)
-    if family is None or family.quick is None or len(shape) != 2:
+    device = x.get_device()
+    family = _FAMILIES.get((d, variance_size, x.dtype, w_dtype, residual is not None, canonical, device))
+    if family is None or (launch := family.quick) is None or device != current_device():
         return None
-    rows, d = shape
-    if not 0 < rows <= MAX_ROWS or not x.is_contiguous() or x.stride(0) != d:
+    if x.stride() != (d, 1):  # a matrix, and one row of it by the same measure: see rows.is_plain
         return None
-    x_at = x.data_ptr()
+    rows = shape[0]
+    x_at = addresses = x.data_ptr()
     w_at = x_at
     if weight is not None:
-        w_at = weight.data_ptr()
-        if w_at % family.weight_align or weight.numel() != d or not weight.is_contiguous():
+        if weight.shape != (d,) or weight.get_device() != device or not weight.is_contiguous():
             return None
-    if x_at % family.align:
+        w_at = weight.data_ptr()
+        addresses |= w_at
+    if residual is not None:
+        if residual.stride() != (d, 1) or residual.shape != shape or residual.get_device() != device:
+            return None
+        r_at = residual.data_ptr()
+        if (addresses | r_at) & family.low_bits or not 0 < rows <= MAX_ROWS:
+            return None
+        launch(rows, (x_at, r_at, w_at, x_at, r_at, rows, 0, d, 0, d, 0, d, 0, d, 0, epsilon))
+        return x
+    if addresses & family.low_bits or not 0 < rows <= MAX_ROWS:
         return None
-    if residual is None:
-        y = torch.empty_like(x)
-        family.quick(rows, (x_at, x_at, w_at, y.data_ptr(), x_at, rows, 0, d, 0, 0, 0, d, 0, 0, 0, epsilon))
-        return y
-    r_at = residual.data_ptr()
-    if (
-        r_at % family.align
-        or residual.shape != shape
-        or not residual.is_contiguous()
-        or residual.stride(0) != d
-    ):
-        return None
-    family.quick(rows, (x_at, r_at, w_at, x_at, r_at, rows, 0, d, 0, d, 0, d, 0, d, 0, epsilon))
-    return x
+    y = family.empty((rows, d), (d, 1), x.dtype)
+    launch(rows, (x_at, x_at, w_at, y.data_ptr(), x_at, rows, 0, d, 0, 0, 0, d, 0, 0, 0, epsilon))
+    return y
 
 
 def _norm(
@@ -169,8 +196,8 @@ def _norm(
     y = _fresh(x)
     if x.numel() == 0:
         return y
-    d = x.shape[-1]
-    weight = None if weight is None else _row(weight, d)
+    d = _length(x)
+    weight = None if weight is None else _row(weight, x)
     rows: Rows | None = None
     if not is_plain(x):
         x = _unit(x)
@@ -205,12 +232,13 @@ def _add_norm(
 ) -> tuple[Tensor, Tensor]:
     if residual.shape != x.shape:
         raise ValueError(f"x_residual must have x's shape {tuple(x.shape)}, it has {tuple(residual.shape)}")
+    _beside("x_residual", residual, x)
     if inplace and _quick(x, residual, weight, epsilon, variance_size, canonical) is not None:
         return x, residual
     if x.numel() == 0:
         return (x, residual) if inplace else (_fresh(x), _fresh(x))
-    d = x.shape[-1]
-    weight = None if weight is None else _row(weight, d)
+    d = _length(x)
+    weight = None if weight is None else _row(weight, x)
     family = _family(x, True, weight, variance_size, canonical)
     a, b = x, residual
     y, total = (x, residual) if inplace else (_fresh(x), _fresh(x))

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Device functions shared by the kernels: the canonical fold, exact roots, and casts that the interpreter gets right.
 
-A tile is ``[H * C, R, T]``. ``T = W * L * Q`` is one 16-byte load of each thread of the ``W`` warps that share a row;
+A tile is ``[H * C, R * T]``. ``T = W * L * Q`` is one 16-byte load of each thread of the ``W`` warps of a row;
 ``R`` rows belong to different warps (or half warps); ``C`` are the chunks: further loads of the same threads. ``H = 2``
 cuts the canonical vector of 8 into two loads of ``Q = 4`` float32, so that one thread still owns the whole vector.
 The compiler lays tiles out in just that way: a fold over a vector or the chunks stays inside a thread, a fold over the
 lanes is one shuffle a step, and the fold over the warps passes each warp's sum through shared memory once.
+(With a third dimension for the rows, Triton 3.6 hands warps to the chunks first, and 3.7 to the rows.)
 """
 
 import triton
@@ -42,26 +43,46 @@ def fold_split(x):
 
 
 @triton.jit
-def columns(C: tl.constexpr, H: tl.constexpr, T: tl.constexpr, Q: tl.constexpr):
-    """Index within a block of each element of a tile, ``[H * C, 1, T]``."""
-    t = tl.arange(0, T)[None, None, :]
+def columns(C: tl.constexpr, H: tl.constexpr, R: tl.constexpr, T: tl.constexpr, Q: tl.constexpr):
+    """Index within a block of each element of a tile, ``[H * C, R * T]``."""
+    t = (tl.arange(0, R * T) % T)[None, :]
     if H == 1:
-        return tl.arange(0, C)[:, None, None] * T + t
+        return tl.arange(0, C)[:, None] * T + t
     else:
-        chunk = tl.arange(0, H * C)[:, None, None]
+        chunk = tl.arange(0, H * C)[:, None]
         return ((chunk % C) * (T // Q) + t // Q) * (H * Q) + (chunk // C) * Q + t % Q
 
 
 @triton.jit
+def inside(col, row, rows, N: tl.constexpr, R: tl.constexpr, VEC: tl.constexpr):
+    """Which elements of a tile belong to a row; ``VEC`` neighbours are all in or all out."""
+    mask = col < N
+    if R > 1:
+        mask = mask & (row < rows)
+    if VEC > 1 and mask.shape[1] >= VEC:  # the compiler loses sight of it in the arithmetic of ``columns``
+        mask = tl.max_constancy(mask, [1, VEC])
+    return mask
+
+
+@triton.jit
+def over_rows(x, T: tl.constexpr):
+    """One value a row, ``[R]``, for each element of the row: ``[1, R * T]``."""
+    R: tl.constexpr = x.shape[0]
+    if R == 1:
+        return x[None, :]
+    else:
+        return tl.reshape(tl.broadcast_to(x[:, None], (R, T)), (1, R * T))
+
+
+@triton.jit
 def thread_sums(x, H: tl.constexpr, Q: tl.constexpr):
-    """Fold the vectors and then the chunks of a tile ``[H * C, R, T]``: ``[R * T // Q]``, one value a thread."""
+    """Fold the vectors and then the chunks of a tile ``[H * C, R * T]``: ``[R * T // Q]``, one value a thread."""
     C: tl.constexpr = x.shape[0] // H
-    R: tl.constexpr = x.shape[1]
-    T: tl.constexpr = x.shape[2]
-    part = fold(tl.reshape(x, (1, H, C * R * T)))
-    part = fold(tl.reshape(part, (C * R * T // Q, Q, 1)))
-    part = fold(tl.reshape(part, (1, C, R * T // Q)))
-    return tl.reshape(part, (R * T // Q,))
+    WIDTH: tl.constexpr = x.shape[1]
+    part = fold(tl.reshape(x, (1, H, C * WIDTH)))
+    part = fold(tl.reshape(part, (C * WIDTH // Q, Q, 1)))
+    part = fold(tl.reshape(part, (1, C, WIDTH // Q)))
+    return tl.reshape(part, (WIDTH // Q,))
 
 
 @triton.jit
@@ -73,9 +94,9 @@ def row_sums(part, R: tl.constexpr, W: tl.constexpr):
 
 
 @triton.jit
-def plain_sum(x):
-    """Sum each row of a tile ``[C, R, T]`` in whatever order the compiler likes: ``[R]``."""
-    return tl.sum(tl.sum(x, 0), 1)
+def plain_sum(x, R: tl.constexpr):
+    """Sum each row of a tile ``[H * C, R * T]`` in whatever order the compiler likes: ``[R]``."""
+    return tl.sum(tl.reshape(tl.sum(x, 0), (R, x.shape[1] // R)), 1)
 
 
 @triton.jit
@@ -120,7 +141,7 @@ def round_to(x, DTYPE: tl.constexpr, INTERPRET: tl.constexpr):
 
 @triton.jit
 def addresses(base, offset, VEC: tl.constexpr, BYTES: tl.constexpr, HINT: tl.constexpr):
-    """``base + offset`` for offsets ``[C, R, T]``, with a promise of alignment when ``HINT``.
+    """``base + offset`` for offsets ``[H * C, R * T]``, with a promise of alignment when ``HINT``.
 
     The promise: each ``VEC`` neighbours on the last axis start at a multiple of ``BYTES``. The kernels' arguments are
     never specialised, so this is all that the compiler knows of alignment. The host checks it for each tensor and
@@ -128,26 +149,35 @@ def addresses(base, offset, VEC: tl.constexpr, BYTES: tl.constexpr, HINT: tl.con
     that made the pointer: on a function's parameter it would be lost.)
     """
     pointer = base + offset
-    if HINT and VEC > 1:
-        pointer = tl.multiple_of(tl.max_contiguous(pointer, [1, 1, VEC]), [1, 1, BYTES])
+    if HINT and VEC > 1 and offset.shape[1] >= VEC:  # a tile of variance_size can be narrower
+        pointer = tl.multiple_of(tl.max_contiguous(pointer, [1, VEC]), [1, BYTES])
     return pointer
 
 
 @triton.jit
-def read(
-    base, offset, mask, rows, VEC: tl.constexpr, BYTES: tl.constexpr, HINT: tl.constexpr, POLICY: tl.constexpr
-):
-    """Load ``[C, R, T]``, zero where masked.
+def read(base, offset, mask, rows, VEC: tl.constexpr, BYTES: tl.constexpr, HINT: tl.constexpr):
+    """Load ``[H * C, R * T]``, zero where masked.
 
     Without the promise of alignment, a second load that makes it but never runs (``rows < 0``) keeps the layout of
     the tile what it is with the promise: all loads and stores of one shape vote on one layout.
     """
     if HINT:
-        return tl.load(
-            addresses(base, offset, VEC, BYTES, True), mask=mask, other=0.0, eviction_policy=POLICY
-        )
+        return tl.load(addresses(base, offset, VEC, BYTES, True), mask=mask, other=0.0)
     else:
-        x = tl.load(base + offset, mask=mask, other=0.0, eviction_policy=POLICY)
+        x = tl.load(base + offset, mask=mask, other=0.0)
         never = rows < 0
         anchor = tl.load(addresses(base, offset, VEC, BYTES, True), mask=mask & never, other=0.0)
         return tl.where(never, anchor, x)
+
+
+@triton.jit
+def touch(pointer):
+    """Ask for the cache line of each pointer to come to the L2 cache; nothing is read. (Not for the interpreter.)"""
+    tl.inline_asm_elementwise(
+        "prefetch.global.L2 [$1]; mov.u32 $0, 0;",  # an output is required
+        "=r,l",
+        [pointer.to(tl.int64)],
+        dtype=tl.int32,
+        is_pure=False,
+        pack=1,
+    )

@@ -9,11 +9,11 @@ them both states of the two flags that stand for a call's layout (alignment kept
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import Final
 
-from ir_kernels_triton.launch_config import COPY_MISALIGNED_FROM, KernelSpec, gelu_spec, rms_spec
+from ir_kernels_triton.launch_config import COPY_MISALIGNED_FROM, PDL, KernelSpec, gelu_spec, rms_spec
 
 TARGETS: Final = ("sm80", "sm86", "sm89", "sm90", "sm100", "sm120")
 CORE: Final = (128, 1024, 4096, 7168, 16384)
@@ -42,7 +42,16 @@ class Case:
 def _rms(d: int, x: str, w: str | None, residual: bool, canonical: bool, aligned: bool, inner: bool,
          n: int | None = None) -> Case:  # fmt: skip
     spec = rms_spec(
-        d, n or d, x, w, aligned=aligned, inner=inner, residual=residual, canonical=canonical, interpret=False
+        d,
+        n or d,
+        x,
+        w,
+        aligned=aligned,
+        inner=inner,
+        residual=residual,
+        canonical=canonical,
+        pdl=PDL,
+        interpret=False,
     )
     op = "fused_add" if residual else "rms"
     size = f"{d}" if n is None else f"{d}[:{n}]"
@@ -72,7 +81,7 @@ def _vectors(spec: KernelSpec, d: int, x: str, tensors: int) -> int:
 
 
 def cases(*, core: bool = False) -> Iterator[Case]:
-    """All cases, or the everyday ``core`` of them."""
+    """All cases, or the everyday ``core`` of them, as for SM 9.0 and newer."""
     lengths = CORE if core else LENGTHS
     for d, residual, aligned, inner in product((*lengths, *LONG[: 1 if core else 2]), BOTH, BOTH, BOTH):
         if aligned or d <= COPY_MISALIGNED_FROM:
@@ -81,6 +90,10 @@ def cases(*, core: bool = False) -> Iterator[Case]:
         yield _rms(d, x, w, residual, True, aligned, False)
     for residual in BOTH:
         yield _rms(4096, "bf16", "bf16", residual, True, True, False, 2048)
+        for d in () if core else (2, 8, 24):
+            yield _rms(d, "bf16", "bf16", residual, True, True, False)
+    for d, n in () if core else ((1024, 1), (1024, 3), (4096, 12), (20000, 17000)):
+        yield _rms(d, "bf16", "bf16", True, True, True, False, n)
     for d, residual in product((4096,) if core else (128, 1024, 4096, 8192, 16384, 32768), BOTH):
         yield _rms(d, "bf16", "bf16", residual, False, True, False)
     for d, x, tanh in product((2048,) if core else (128, 2048, 8192, 16384, 40000), ("bf16", "fp32"), BOTH):
@@ -94,3 +107,11 @@ def sample() -> Iterator[Case]:
     for d, residual, aligned in product((128, 4096), BOTH, BOTH):
         if residual or aligned:
             yield _rms(d, "bf16", "bf16", residual, True, aligned, False)
+
+
+def before_sm90(case: Case) -> Case:
+    """The case as a device without dependent launch gets it."""
+    if not case.spec.pdl:
+        return case
+    constants = dict(case.spec.constants) | {"PDL": False}
+    return replace(case, spec=replace(case.spec, pdl=False, constants=tuple(constants.items())))

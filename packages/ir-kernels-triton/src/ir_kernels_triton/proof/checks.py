@@ -14,7 +14,7 @@ from typing import Any, Final
 
 import triton
 
-from ir_kernels_triton.proof.cases import Case
+from ir_kernels_triton.proof.cases import Case, before_sm90
 from ir_kernels_triton.proof.compiled import Compiled, inspect
 
 BUDGET: Final = Path(__file__).with_name("budget.json")
@@ -25,6 +25,8 @@ SLACK: Final = 8
 def compile_all(cases: Sequence[Case], target: str, jobs: int | None = None) -> list[tuple[Case, Compiled]]:
     """Compile for one target, in ``jobs`` processes (one a core, two at most)."""
     jobs = jobs or min(os.cpu_count() or 1, 2)
+    if int(target.removeprefix("sm")) < 90:
+        cases = [before_sm90(case) for case in cases]
     if jobs == 1 or len(cases) < 8:
         return [(case, inspect(case.spec, target)) for case in cases]
     with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
@@ -57,6 +59,8 @@ def alone(case: Case, compiled: Compiled) -> Iterator[str]:
             yield f"approximates or flushes: {sorted(set(compiled.inexact))}"
     if compiled.spilled:
         yield f"spills {compiled.spilled} bytes to local memory"
+    if case.spec.pdl and not compiled.waits:
+        yield "is launched before the kernel ahead of it has ended, and does not wait before its first access"
     wide = sum(size == 16 for size in compiled.accesses)
     if wide < case.vectors:
         yield f"has {wide} global accesses of 16 bytes, {case.vectors} are expected (all: {compiled.accesses})"

@@ -36,6 +36,8 @@ class Compiled:
     """Bytes of stack and local memory."""
     shared: int
     threads: int
+    waits: bool
+    """Whether it waits for the kernel before it, and does so before its first access."""
 
 
 def target(name: str) -> GPUTarget:
@@ -63,6 +65,9 @@ def read(ttgir: str, ptx: str, cubin: bytes, metadata: Any) -> Compiled:
         spilled=spilled,
         shared=int(metadata.shared),
         threads=32 * int(metadata.num_warps),
+        waits=-1
+        < ptx.find("griddepcontrol.wait")
+        < min(p for p in map(ptx.find, ("ld.global", "st.global")) if p > -1),
     )
 
 
