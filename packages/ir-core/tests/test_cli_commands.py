@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -138,7 +139,13 @@ def test_explain_shows_the_override(
         (("explain", "rms_norm", "--shape", "4by4"), 2),
         (("explain", "rms_norm", "--dtype", "float17"), 2),
         (("explain", "rms_norm", "--arg", "nonsense=1"), 2),
+        (("explain", "rms_norm", "--arg", "epsilon=abc"), 2),
         (("explain", "rms_norm", "--device", "toaster"), 2),
+        (("demo", "--dtype", "int8"), 2),
+        (("bench", "--dtype", "int8"), 3),
+        (("bench", "--output", "/no/such/folder/out.json"), 3),
+        (("bench", "--plot", "plot.without_a_meaning"), 3),
+        (("freeze", "--output", "/no/such/folder/lock.json"), 3),
         (("nonsense",), 2),
     ],
 )
@@ -232,6 +239,85 @@ def test_freeze_and_lock(
         ir_core.ops.rms_norm(x, None, 1e-6)
     with pytest.raises(LockError, match="differs from the lock file"):
         ir_core.ops.rms_norm(x, None, 1e-6)
+
+
+@pytest.mark.parametrize(
+    "content", ["{", "[]", "{}", '{"format": 2, "ops": {}}', '{"format": 1, "ops": {"rms_norm": 3}}']
+)
+def test_a_lock_file_that_is_none(
+    content: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lock = tmp_path / "ir.lock"
+    lock.write_text(content)
+    code, out, err = run(capsys, "freeze", "--check", str(lock))
+    assert (code, out) == (3, "") and str(lock) in err
+
+    monkeypatch.setenv("IR_LOCK", str(lock))
+    ir_core.refresh()
+    code, out, err = run(capsys, "explain", "rms_norm", "--json")
+    assert code == 3 and str(lock) in err
+    assert str(lock) in json.loads(out)["lock"]
+    code, out, _ = run(capsys, "doctor", "--strict")
+    assert code == 1 and str(lock) in out
+    code, _, err = run(capsys, "freeze", "--output", str(lock))  # the way out
+    assert code == 0, err
+    ir_core.refresh()
+    assert data(capsys, "explain", "rms_norm")["lock"] is None
+
+
+def test_doctor_names_what_ir_packs_misspells(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("IR_PACKS", "no-such-pack")
+    ir_core.refresh()
+    assert data(capsys, "doctor")["allowed_but_absent"] == ["no-such-pack"]
+    assert "IR_PACKS allows no-such-pack" in run(capsys, "doctor")[1]
+
+
+def test_without_torch_it_says_so() -> None:
+    """Also where only the command is installed, as in an environment that was made without dependencies."""
+    code = (
+        "import sys\n"
+        "class Finder:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name.partition('.')[0] == 'torch': raise ModuleNotFoundError('no torch', name='torch')\n"
+        "sys.meta_path.insert(0, Finder())\n"
+        "from ir_core.cli import main\n"
+        "main(sys.argv[1:])\n"
+    )
+    for command in ("list", "explain rms_norm", "doctor", "verify", "bench", "freeze", "demo"):
+        words = [sys.executable, "-c", code, *command.split(), "--json"]
+        done = subprocess.run(words, capture_output=True, text=True, timeout=120, check=False)
+        assert done.returncode == 3, f"{command}: {done.stderr}"
+        assert "torch is not installed" in done.stderr
+        assert json.loads(done.stdout)["error"]["what"].startswith("torch")
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGPIPE"), reason="no SIGPIPE on this system")
+def test_a_reader_that_leaves_and_closed_streams() -> None:
+    ours = f"{sys.executable} -m ir_core"
+    for command in ("list", "explain rms_norm --json"):
+        script = (
+            f"{ours} {command} 2>/dev/null | true; echo ${{PIPESTATUS[0]}}; {ours} {command} >&-; echo $?"
+        )
+        done = subprocess.run(
+            ["bash", "-c", script], capture_output=True, text=True, timeout=120, check=False
+        )
+        assert done.stdout.split() == ["141", "0"], done.stderr
+        assert "Traceback" not in done.stderr
+
+
+def test_a_list_fits_eighty_columns(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("IR_PACKS", "ir-kernels-triton")
+    ir_core.refresh()
+    code, out, _ = run(capsys, "list")
+    assert code == 0
+    assert max(map(len, out.splitlines())) <= 80
+    for name in ir_core.ops.rms_norm.impls:
+        assert f"  {name} " in out
 
 
 def test_bench(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

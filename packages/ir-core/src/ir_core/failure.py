@@ -69,4 +69,5 @@ def report(failures: Iterable[Failure]) -> None:
     for failure in failures:
         if failure not in _reported:
             _reported.add(failure)
-            logger.warning("%s. The rest goes on without it; `ir-core doctor` has the traceback.", failure)
+            said = str(failure).rstrip(".")
+            logger.warning("%s. The rest goes on without it; `ir-core doctor` has the traceback.", said)

@@ -31,19 +31,26 @@ def describe(impl: IrOpImpl) -> dict[str, str]:
     }
 
 
-def _read() -> dict[str, Any] | None:
-    name = env.text(env.IR_LOCK)
-    if not name:
-        return None
+def read(path: str | Path) -> dict[str, dict[str, str]]:
+    """The ops of a lock file, each with what is locked.
+
+    Raises:
+        LockError: it is no lock file of this format.
+    """
     try:
-        data = json.loads(Path(name).read_text("utf-8"))
-        if data["format"] != LOCK_FORMAT:
-            raise ValueError(f"its format is {data['format']!r}, this ir-core reads {LOCK_FORMAT}")
-        return dict(data["ops"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        data = json.loads(Path(path).read_text("utf-8"))
+        if not isinstance(data, dict) or data.get("format") != LOCK_FORMAT:
+            found = data.get("format") if isinstance(data, dict) else type(data).__name__
+            raise ValueError(f"its format is {found!r}, this ir-core reads {LOCK_FORMAT}")
+        ops = data.get("ops")
+        if not isinstance(ops, dict) or not all(isinstance(entry, dict) for entry in ops.values()):
+            raise ValueError("it does not say what runs for which op")
+        return ops
+    except (OSError, ValueError) as error:
         raise LockError(
-            f"{env.IR_LOCK}={name} cannot be read: {error}.",
-            fix="Write it with `ir-core freeze`, or unset it.",
+            f"The lock file {path} cannot be read.",
+            why=f"{error}.",
+            fix=f"Write it with `ir-core freeze`; if {env.IR_LOCK} names it, correct that or unset it.",
         ) from error
 
 
@@ -57,7 +64,8 @@ def check(impl: IrOpImpl) -> None:
     """Raise :class:`LockError` if a lock file is in force and names something else than ``impl`` for its op."""
     global _lock
     if _lock is _UNREAD:
-        _lock = _read()
+        name = env.text(env.IR_LOCK)
+        _lock = read(name) if name else None
     if _lock is None:
         return
     wanted, found = _lock.get(impl.op.name), describe(impl)

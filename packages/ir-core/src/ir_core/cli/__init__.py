@@ -14,11 +14,13 @@ exit code  meaning
 3          an error that says what happened, why, and what to do next (:class:`ir_core.errors.IrError`)
 70         a bug of this project, with its traceback
 130        interrupted
+141        whoever read stdout stopped reading (``| head``)
 =========  ==================================================================================================
 """
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 
@@ -38,6 +40,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     from ir_core.cli.app import app
 
     words = list(sys.argv[1:] if argv is None else argv)
+    for name in ("stdout", "stderr"):  # closed by whoever started us
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115  for the rest of the process
+    output.ends_with_its_pipe = argv is None
     try:
         app(args=words, prog_name="ir-core")
     except IrError as error:
@@ -45,7 +51,17 @@ def main(argv: Sequence[str] | None = None) -> None:
         sys.exit(ERROR)
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
-    except Exception:
+    except Exception as error:
+        if isinstance(error, ModuleNotFoundError) and error.name == "torch":
+            output.show_error(
+                IrError(
+                    "torch is not installed in this environment.",
+                    why=f"This command needs it. The environment is that of {sys.executable}.",
+                    fix="Install ir-core with what it depends on, or use the environment that has it.",
+                ),
+                as_json="--json" in words,
+            )
+            sys.exit(ERROR)
         import traceback
 
         traceback.print_exc()

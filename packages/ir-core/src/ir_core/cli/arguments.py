@@ -46,6 +46,7 @@ def fake_arguments(
             if name in given:
                 if tensor and given[name] is not None:
                     raise typer.BadParameter(f"{name} is a tensor; --arg can only make it none")
+                _check(name, parameter.annotation, given[name])
                 values.append(given[name])
             elif name in op.activations:
                 values.append(torch.empty(shape, dtype=dtype))
@@ -61,6 +62,19 @@ def fake_arguments(
                 kind = getattr(parameter.annotation, "__name__", str(parameter.annotation))
                 values.append(_SCALARS.get(kind))
     return tuple(values)
+
+
+def _check(name: str, annotation: Any, value: Any) -> None:
+    """Refuse a value that the parameter's annotation does not allow, where that is plain to see."""
+    allowed = {float: (float, int), int: (int,), bool: (bool,), str: (str,)}
+    kinds = [
+        kind for kind in (getattr(annotation, "__args__", None) or (annotation,)) if isinstance(kind, type)
+    ]
+    if not kinds or not all(kind in allowed or kind is type(None) for kind in kinds):
+        return
+    if not any(isinstance(value, allowed.get(kind, (type(None),))) for kind in kinds):
+        wanted = " or ".join("none" if kind is type(None) else kind.__name__ for kind in kinds)
+        raise typer.BadParameter(f"{name} is {value!r}, and takes {wanted}")
 
 
 def _generated(op: IrOp, last: int, dtype: torch.dtype) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json as json_module
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -43,15 +42,20 @@ def bench(
 
     shapes = [options.parse_shape(text) for text in shape or ["1x4096", "64x4096", "1024x4096"]]
     where = options.parse_device(device)
-    with output.progress(None) as advance:
-        result = bench_run.run(op, shapes, options.parse_dtype(dtype), where, provider, seconds, advance)
-    if write is not None:
-        write.write_text(json_module.dumps(result, indent=2) + "\n", "utf-8")
-        output.note(f"Wrote {write}.")
+    for path in filter(None, (write, plot)):
+        output.check_folder(path)
     if plot is not None:
         from ir_core.cli import bench_plot
 
-        bench_plot.draw(result, plot)
+        bench_plot.check(plot)
+    with output.progress(None) as advance:
+        result = bench_run.run(op, shapes, options.parse_dtype(dtype), where, provider, seconds, advance)
+    if write is not None:
+        output.write_json(write, result)
+        output.note(f"Wrote {write}.")
+    if plot is not None:
+        with output.writing(plot):
+            bench_plot.draw(result, plot)
         output.note(f"Wrote {plot}.")
     if json:
         output.print_json(result)

@@ -10,18 +10,32 @@ from typing import Any
 from ir_core.errors import IrError
 
 
+def check(path: Path) -> None:
+    """Find out before the measurement that its plot cannot be drawn.
+
+    Raises:
+        IrError: matplotlib is not installed, or does not know what the suffix of ``path`` stands for.
+    """
+    try:
+        from matplotlib.backend_bases import FigureCanvasBase
+    except ImportError as error:
+        raise IrError("--plot needs matplotlib.", fix="pip install 'ir-core[plot]'") from error
+    known = FigureCanvasBase.get_supported_filetypes()
+    if path.suffix.removeprefix(".") not in known:
+        raise IrError(f"{path} has the suffix of no picture.", why=f"There are {', '.join(sorted(known))}.")
+
+
 def draw(result: dict[str, Any], path: Path) -> None:
     """Draw what ``ir-core bench`` measured; the suffix of ``path`` says in which format.
 
     Raises:
-        IrError: matplotlib is not installed.
+        IrError: as :func:`check` does.
     """
-    try:
-        from matplotlib import rc_context
-        from matplotlib.figure import Figure
-        from matplotlib.ticker import PercentFormatter
-    except ImportError as error:
-        raise IrError("--plot needs matplotlib.", fix="pip install 'ir-core[plot]'") from error
+    check(path)
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import PercentFormatter
+
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.add_subplot()
     cases = [case for case in result["cases"] if "microseconds" in case]

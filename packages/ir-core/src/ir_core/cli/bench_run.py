@@ -88,13 +88,22 @@ def arguments(op: IrOp, shape: tuple[int, ...], dtype: torch.dtype, device: str)
     """Arguments from the op's input generator, their activations reshaped to ``shape``.
 
     Raises:
-        IrError: the op has no input generator.
+        IrError: the op has no input generator, or it makes nothing of this dtype.
     """
     rows = 1
     for size in shape[:-1]:
         rows *= size
-    with torch.device(device):
-        made = op.generate_inputs(num_tokens=rows, hidden_size=shape[-1], dtype=dtype)
+    try:
+        with torch.device(device):
+            made = op.generate_inputs(num_tokens=rows, hidden_size=shape[-1], dtype=dtype)
+    except IrError:
+        raise
+    except Exception as error:
+        raise IrError(
+            f"The input generator of {op.name} makes no {str(dtype).removeprefix('torch.')} inputs of that shape.",
+            why=f"{type(error).__name__}: {error}",
+            fix="Choose another --dtype or --shape.",
+        ) from error
     return tuple(
         arg.reshape(*shape[:-1], arg.shape[-1]) if i in op.activation_indices else arg
         for i, arg in enumerate(op.apply_arg_defaults(made))

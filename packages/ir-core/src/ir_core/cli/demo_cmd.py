@@ -24,7 +24,7 @@ def demo(
             help="Its bytes are the tokens; by default README.md.",
             exists=True,
             dir_okay=False,
-            metavar="[FILE]",
+            metavar="FILE",
         ),
     ] = None,
     tokens: Annotated[int | None, typer.Option(help="Take so many bytes at most.", min=2)] = None,
@@ -45,10 +45,13 @@ def demo(
     text = read(file)[: tokens or defaults["tokens"]]
     from ir_core.cli.demo import Job, run
 
+    kind = options.parse_dtype(dtype)
+    if not kind.is_floating_point:
+        raise typer.BadParameter(f"the model's numbers are floating, and {dtype} is not")
     job = Job(
         text,
         layers or defaults["layers"],
-        options.parse_dtype(dtype),
+        kind,
         rows or defaults["rows"],
         options.parse_device(device),
     )

@@ -24,7 +24,7 @@ def doctor(
         output.print_json(report)
     else:
         show(report)
-    if strict and report["broken"]:
+    if strict and (report["broken"] or report["lock"]):
         raise typer.Exit(FINDING)
 
 
@@ -53,6 +53,12 @@ def show(report: dict[str, Any]) -> None:
     console.print(output.table("pack", "version", "name", "new ops", "implementations", rows=packs))
     for name in report["skipped"]:
         console.print(f"{name} is installed and not allowed by IR_PACKS.", markup=False)
+    for name in report["allowed_but_absent"]:
+        console.print(
+            f"IR_PACKS allows {name}, and there is no pack of that name.", style="yellow", markup=False
+        )
+    if report["lock"]:
+        console.print(report["lock"], style="bold red", markup=False)
     for failure in report["broken"]:
         console.print(
             f"broken: {failure['distribution']} {failure['version']} ({failure['entry_point']})",

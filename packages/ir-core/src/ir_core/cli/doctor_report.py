@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import torch
 
-from ir_core import discovery, env, platforms, policy
+from ir_core import discovery, env, locking, platforms, policy
 from ir_core.cli import arguments
-from ir_core.errors import IrError, PackError, PredicateError
-from ir_core.failure import Failure
+from ir_core.errors import IrError, LockError, PackError, PredicateError
+from ir_core.failure import Failure, distribution_of
 from ir_core.selection import select
 
 if TYPE_CHECKING:
@@ -55,6 +55,8 @@ def collect(device: str) -> dict[str, Any]:
             for pack in discovery.packs()
         ],
         "skipped": list(discovery.skipped()),
+        "allowed_but_absent": allowed_but_absent(),
+        "lock": lock(),
         "environment": env.snapshot(),
         "certificates": certificates(),
         "device": device,
@@ -66,10 +68,29 @@ def collect(device: str) -> dict[str, Any]:
 
 def broken(refused: Refused) -> list[Failure]:
     """Every failure of platform providers and packs, in the order in which it was met."""
-    return [*platforms.failures(), *discovery.failures(), *_orphans(), *_predicates(refused)]
+    return [*platforms.failures(), *discovery.failures(), *orphans(), *_predicates(refused)]
 
 
-def _orphans() -> list[Failure]:
+def allowed_but_absent() -> list[str]:
+    """Names in IR_PACKS that no distribution with a pack has: misspelled, or not installed."""
+    from importlib_metadata import entry_points
+
+    there = {discovery.normalize(distribution_of(point)[0]) for point in entry_points(group=discovery.GROUP)}
+    return sorted(n for n in env.names(env.IR_PACKS) or () if discovery.normalize(n) not in there)
+
+
+def lock() -> str:
+    """What is wrong with the file that IR_LOCK names, or nothing."""
+    name = env.text(env.IR_LOCK)
+    try:
+        if name:
+            locking.read(name)
+    except LockError as error:
+        return str(error)
+    return ""
+
+
+def orphans() -> list[Failure]:
     """Implementations of ops that nobody offers."""
     known = set(discovery.op_names())
     return [

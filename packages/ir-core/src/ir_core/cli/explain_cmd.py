@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ir_core.cli import options, output
-from ir_core.cli.exits import FINDING
+from ir_core.cli.exits import ERROR, FINDING
+from ir_core.errors import LockError
 
 if TYPE_CHECKING:
     from ir_core.selection import Selection
@@ -30,11 +31,11 @@ def explain(
     """Show which implementation a call would run, and for every other one why not.
 
     Nothing runs: the arguments are described, not made, so the device need not be here (see IR_TARGET). Exits with
-    1 when no implementation qualifies.
+    1 when no implementation qualifies, with 3 when IR_LOCK names another one than would run.
     """
     import torch
 
-    from ir_core import discovery, platforms, policy
+    from ir_core import discovery, locking, platforms, policy
     from ir_core.cli import arguments
     from ir_core.policy import OpPolicy
     from ir_core.selection import select
@@ -60,10 +61,20 @@ def explain(
     if target not in platforms.targets():
         output.note(f"{where} is not here; IR_TARGET=sm90, for example, says what it would be.")
     described = arguments.describe(found, args)
+    refused: LockError | None = None
+    try:
+        if selection.chosen is not None:
+            locking.check(found.impls[selection.provider])
+    except LockError as error:  # as a call would
+        refused = error
     if json:
-        output.print_json({**selection.to_dict(), "arguments": described})
+        lock = None if refused is None else str(refused)
+        output.print_json({**selection.to_dict(), "arguments": described, "lock": lock})
     else:
         show(selection, described)
+    if refused is not None:
+        output.show_error(refused, as_json=False)
+        raise typer.Exit(ERROR)
     if selection.chosen is None:
         raise typer.Exit(FINDING)
 

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json as json_module
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -49,7 +48,9 @@ def freeze(
     ] = None,
     check: Annotated[
         Path | None,
-        typer.Option(help="Compare with this lock file and write nothing.", metavar="FILE", exists=True),
+        typer.Option(
+            help="Compare with this lock file and write nothing.", metavar="FILE", exists=True, dir_okay=False
+        ),
     ] = None,
     shape: options.Shape = "4x4096",
     dtype: options.Dtype = "bfloat16",
@@ -61,9 +62,12 @@ def freeze(
 
     Without --output the lock file goes to stdout. With --check, exits with 1 when something differs.
     """
+    from ir_core import locking
+
+    before = None if check is None else locking.read(check)
     lock = selected(shape, dtype, device, batch_invariant)
-    if check is not None:
-        differences = compare(json_module.loads(check.read_text("utf-8")), lock)
+    if before is not None:
+        differences = compare(before, lock["ops"])
         if json:
             output.print_json({"differences": differences})
         else:
@@ -71,7 +75,7 @@ def freeze(
                 output.out().print(line, markup=False)
         raise typer.Exit(FINDING if differences else 0)
     if write is not None:
-        write.write_text(json_module.dumps(lock, indent=2) + "\n", "utf-8")
+        output.write_json(write, lock)
         output.note(f"Wrote {write}; IR_LOCK={write} enforces it.")
     if json or write is None:
         output.print_json(lock)
@@ -84,17 +88,16 @@ def freeze(
 
 
 def compare(locked: dict[str, Any], here: dict[str, Any]) -> list[str]:
-    """What differs between two lock files, a line each."""
-    ops: dict[str, dict[str, str]] = locked.get("ops", {})
+    """What differs between the ops of two lock files, a line each."""
     lines = [
-        f"{name}: {key}: locked {ops[name].get(key)!r}, here {value!r}"
-        for name, entry in here["ops"].items()
-        if name in ops
+        f"{name}: {key}: locked {locked[name].get(key)!r}, here {value!r}"
+        for name, entry in here.items()
+        if name in locked
         for key, value in entry.items()
-        if ops[name].get(key) != value
+        if locked[name].get(key) != value
     ]
-    lines += [f"{name}: not in the lock file" for name in here["ops"] if name not in ops]
+    lines += [f"{name}: not in the lock file" for name in here if name not in locked]
     lines += [
-        f"{name}: in the lock file, and there is no such op here" for name in ops if name not in here["ops"]
+        f"{name}: in the lock file, and there is no such op here" for name in locked if name not in here
     ]
     return lines

@@ -34,12 +34,13 @@ def describe(impl: IrOpImpl) -> dict[str, Any]:
 
 def list_(
     op: Annotated[
-        str | None, typer.Argument(help="Only this op.", autocompletion=options.complete_op, metavar="[OP]")
+        str | None, typer.Argument(help="Only this op.", autocompletion=options.complete_op, metavar="OP")
     ] = None,
     json: options.Json = False,
 ) -> None:
     """List every op and implementation that is installed, with what each claims and needs."""
     from ir_core import discovery
+    from ir_core.cli.doctor_report import orphans
     from ir_core.errors import PackError
 
     ops: list[dict[str, Any]] = []
@@ -62,19 +63,37 @@ def list_(
     if json:
         output.print_json({"ops": ops})
         return
-    columns = ("op", "provider", "distribution", "batch-invariant", "in place", "runs here", "needs")
-    rows = [
-        (
-            entry["op"] if number == 0 else "",
-            impl["provider"],
-            f"{impl['distribution']} {impl['version']}".strip(),
-            output.yes_no(impl["batch_invariant"]),
-            "yes" if impl["inplace"] else "no",
-            output.yes_no(impl["runs_here"]),
-            impl["requires"],
-        )
-        for entry in ops
-        for number, impl in enumerate(entry["implementations"])
-    ]
-    output.out().print(output.table(*columns, rows=rows))
+    show(ops)
+    if not op:
+        for failure in orphans():
+            output.note(str(failure))
     output.note("batch-invariant is what the author declares; `ir-core verify OP` tries to refute it.")
+
+
+WIDE = 120
+"""Columns from which on everything is shown."""
+
+
+def show(ops: list[dict[str, Any]]) -> None:
+    """Print the implementations below the ops that they are for."""
+    console = output.out()
+    wide = console.width >= WIDE
+    columns = ("op and provider", "distribution", "batch-invariant", "runs here", "in place", "needs")
+    rows: list[tuple[Any, ...]] = []
+    for entry in ops:
+        rows.append((output.styled(entry["op"], "bold"), *[""] * 5))
+        rows += [
+            (
+                f"  {impl['provider']}",
+                f"{impl['distribution']} {impl['version']}".strip(),
+                output.yes_no(impl["batch_invariant"]),
+                output.yes_no(impl["runs_here"]),
+                "yes" if impl["inplace"] else "no",
+                impl["requires"],
+            )
+            for impl in entry["implementations"]
+        ]
+    shown = len(columns) if wide else 4
+    console.print(output.table(*columns[:shown], rows=[row[:shown] for row in rows], unbroken=columns[:1]))
+    if not wide:
+        output.note(f"What each needs is left out below {WIDE} columns.")

@@ -6,15 +6,17 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Final
+
+from ir_core.errors import IrError
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
-
-    from ir_core.errors import IrError
 
 PIPE_WIDTH: Final = 160
 """Columns of a table that goes to a pipe or a file, where there is no terminal to ask; COLUMNS overrides it."""
@@ -27,8 +29,19 @@ def _console(stream: IO[str]) -> Console:
     return Console(file=stream, width=width, highlight=False, soft_wrap=False)
 
 
+ends_with_its_pipe = False
+"""Whether this process is the command line's own: it may then end, as others do, when its reader has gone."""
+
+
+def _mind_the_pipe() -> None:
+    """From now on, writing into a pipe that nobody reads ends the process without a word (exit code 141)."""
+    if ends_with_its_pipe and hasattr(signal, "SIGPIPE"):
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+
+
 def out() -> Console:
     """The console for data."""
+    _mind_the_pipe()
     return _console(sys.stdout)
 
 
@@ -39,7 +52,46 @@ def talk() -> Console:
 
 def print_json(data: Any) -> None:
     """Print data as JSON on stdout."""
+    _mind_the_pipe()
     sys.stdout.write(json.dumps(data, indent=2) + "\n")
+
+
+class _FileError(IrError, OSError):
+    pass
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Say which file it was when the block cannot write one.
+
+    Raises:
+        IrError: it cannot be written (also an ``OSError``).
+    """
+    try:
+        yield
+    except OSError as error:
+        why = error.strerror or str(error)
+        raise _FileError(f"{path} cannot be written.", why=f"{why}.", fix="Name another place.") from error
+
+
+def check_folder(path: Path) -> None:
+    """Say before the work, not after it, that there is no folder to save ``path`` in.
+
+    Raises:
+        IrError: there is none (also an ``OSError``).
+    """
+    with writing(path):
+        os.stat(path.absolute().parent)
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Save data as JSON.
+
+    Raises:
+        IrError: the file cannot be written (also an ``OSError``).
+    """
+    with writing(path):
+        path.write_text(json.dumps(data, indent=2) + "\n", "utf-8")
 
 
 def note(text: str) -> None:
@@ -59,8 +111,14 @@ def show_error(error: IrError, *, as_json: bool) -> None:
         print_json({"error": {"type": kind, "what": error.what, "why": error.why, "fix": error.fix}})
 
 
-def table(*columns: str, title: str = "", rows: Iterable[Iterable[object]] = ()) -> Table:
-    """A table, at least as wide as its title. Cells are shown as they are, without markup."""
+def table(
+    *columns: str, title: str = "", rows: Iterable[Iterable[object]] = (), unbroken: Sequence[str] = ()
+) -> Table:
+    """A table, at least as wide as its title. Cells are shown as they are, without markup.
+
+    Args:
+        unbroken: columns whose cells stay in one line however narrow the terminal is.
+    """
     from rich import box
     from rich.table import Table
     from rich.text import Text
@@ -69,7 +127,7 @@ def table(*columns: str, title: str = "", rows: Iterable[Iterable[object]] = ())
     if title:
         made.title, made.title_justify, made.title_style = Text(title), "left", "bold"
     for column in columns:
-        made.add_column(column, overflow="fold")
+        made.add_column(column, overflow="fold", no_wrap=column in unbroken)
     for row in rows:
         made.add_row(*(cell if isinstance(cell, Text) else Text(str(cell)) for cell in row))
     return made

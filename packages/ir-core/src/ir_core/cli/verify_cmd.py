@@ -90,7 +90,8 @@ def verify(
             impls, device=device, budget=parse_seconds(budget), seed=seed, setup=setup or (), progress=live
         )
     if report is not None:
-        _write_report(report, found, impls, device, seed)
+        with output.writing(report):
+            _write_report(report, found, impls, device, seed)
     if json:
         output.print_json(found.to_dict())
     else:
@@ -176,7 +177,8 @@ def show(found: Report) -> None:
 def _export(path: Path, json: bool) -> None:
     from ir_core.verification import store
 
-    number = store.export(path, store.load_all())
+    with output.writing(path):
+        number = store.export(path, store.load_all())
     if json:
         output.print_json({"file": str(path), "certificates": number})
     else:
