@@ -36,6 +36,8 @@ COLD_BYTES: Final = 256 << 20
 CALLS: Final = 20
 """Calls in a graph at least, so that a replay's own cost (about 5 us) disappears."""
 REPLAYS: Final = 60
+BY_KERNEL: Final = "copy by an element-wise kernel"
+"""The copy engine is faster on most sizes, and half as fast on 2 GiB: the better of the two is the measure."""
 
 
 @dataclass(frozen=True)
@@ -295,9 +297,12 @@ def measure(point: Point, contenders: dict[str, Contender]) -> dict[str, float]:
     activations = point.bytes - 2 * point.n
     copies = max(2, min(-(-COLD_BYTES // activations), 400))
     sets = inputs(point, copies)
-    half = [torch.empty(activations // 4, dtype=torch.bfloat16, device="cuda") for _ in range(2 * copies)]
+    half = [torch.zeros(activations // 4, dtype=torch.bfloat16, device="cuda") for _ in range(2 * copies)]
     pairs = list(zip(half[::2], half[1::2], strict=True))
-    graphs = {"copy": graph_of(lambda pair: pair[0].copy_(pair[1]), pairs)}
+    graphs = {
+        "copy": graph_of(lambda pair: pair[0].copy_(pair[1]), pairs),
+        BY_KERNEL: graph_of(lambda pair: torch.neg(pair[1], out=pair[0]), pairs),
+    }
     for name, contender in contenders.items():
         if point.op in contender.calls:
             call = contender.calls[point.op]
@@ -312,34 +317,41 @@ def measure(point: Point, contenders: dict[str, Contender]) -> dict[str, float]:
             end.synchronize()
             if replay >= 5:
                 times[name].append(start.elapsed_time(end) * 1000 / turns)
-    return {name: statistics.median(values) for name, values in times.items()}
+    found = {name: statistics.median(values) for name, values in times.items()}
+    found["copy"] = min(found["copy"], found.pop(BY_KERNEL))
+    return found
 
 
 def host_cost() -> dict[str, float]:
-    """Microseconds of the host for an eager call of 1x4096, direct and through the torch op."""
+    """Microseconds of the host for an eager call of 1x4096, beside what torch's own calls take."""
     from ir_kernels_triton import rms_norm as norms
 
     x = torch.randn(1, 4096, device="cuda", dtype=torch.bfloat16)
-    w = torch.ones(4096, device="cuda", dtype=torch.bfloat16)
-    torch_op = ir_core.ops.rms_norm.torch_op
+    r, y, w = x.clone(), x.clone(), torch.ones(4096, device="cuda", dtype=torch.bfloat16)
+    op = ir_core.ops.rms_norm
+    op.set_default(["triton_batch_invariant"])  # for the process, as VLLM_BATCH_INVARIANT=1 would
+    torch_op = op.torch_op
     calls: dict[str, Callable[[], object]] = {
         "direct": lambda: norms.rms_norm_batch_invariant(x, w, EPSILON),
+        "direct, fused add in place": lambda: norms.fused_add_rms_norm_batch_invariant(x, r, w, EPSILON),
         "torch op": lambda: torch_op(x, w, EPSILON, None),
         "torch.empty_like": lambda: torch.empty_like(x),
+        "torch.add(out=)": lambda: torch.add(x, r, out=y),
+        "F.rms_norm": lambda: torch.nn.functional.rms_norm(x, (4096,), w, EPSILON),
     }
+    calls["op, without the torch op"] = lambda: op(x, w, EPSILON)
     best = {}
-    with ir_core.ops.rms_norm.set_priority(["triton_batch_invariant"]):
-        for name, call in calls.items():
-            runs = []
-            for _ in range(30):
-                torch.cuda.synchronize()
-                begin = time.perf_counter()
-                for _ in range(
-                    200
-                ):  # fewer than the launch queue takes, so that the device never holds the host
-                    call()
-                runs.append((time.perf_counter() - begin) / 200 * 1e6)
-            best[name] = statistics.median(runs)
+    for name, call in calls.items():
+        if name.startswith("op"):
+            ir_core.set_default_torch_wrap(False)
+        runs = []
+        for _ in range(30):
+            torch.cuda.synchronize()
+            begin = time.perf_counter()
+            for _ in range(200):  # fewer than the launch queue takes: the device never holds the host
+                call()
+            runs.append((time.perf_counter() - begin) / 200 * 1e6)
+        best[name] = statistics.median(runs)
     return best
 
 
@@ -370,7 +382,7 @@ def summary(results: dict[str, dict[str, float]]) -> dict[str, float]:
 
 
 def plot(results: dict[str, dict[str, float]], points: list[Point]) -> None:
-    """Bandwidth against size, one panel an op, one line a contender."""
+    """Bandwidth against size, one panel an op, one line a contender; other row lengths are single marks."""
     try:
         import matplotlib
     except ImportError:
@@ -378,18 +390,27 @@ def plot(results: dict[str, dict[str, float]], points: list[Point]) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    ops = list(dict.fromkeys(point.op for point in points))
-    figure, panels = pyplot.subplots(1, len(ops), figsize=(7 * len(ops), 5), squeeze=False)
-    for axes, op in zip(panels[0], ops, strict=True):
+    names = [n for n in ("copy", *CONTENDERS) if any(n in times for times in results.values())]
+    colours = dict(zip(names, pyplot.get_cmap("tab20").colors, strict=False))  # type: ignore[attr-defined]
+    figure, panels = pyplot.subplots(1, 2, figsize=(14, 6.5), sharey=True)
+    for axes, (op, n) in zip(panels, (("rms_norm", 4096), ("fused_add_rms_norm", 7168)), strict=True):
         mine = sorted((p for p in points if p.op == op), key=lambda p: p.bytes)
-        for name in dict.fromkeys(n for p in mine for n in results[p.name]):
-            there = [p for p in mine if name in results[p.name]]
-            speed = [p.bytes / results[p.name][name] / 1e6 for p in there]
-            axes.plot([p.bytes for p in there], speed, marker="o", label=name)
-        axes.set(xscale="log", title=op, xlabel="bytes that must move", ylabel="TB/s")
-        axes.legend(fontsize=7)
+        for name in names:
+            for line in (True, False):
+                there = [p for p in mine if name in results[p.name] and (p.n == n) == line]
+                speed = [p.bytes / results[p.name][name] / 1e6 for p in there]
+                width = 3 if name == "triton_batch_invariant" else 1
+                style = (
+                    {"marker": "o", "label": name, "linewidth": width} if line else {"marker": "x", "ls": ""}
+                )
+                axes.plot([p.bytes for p in there], speed, color=colours[name], **style)
+        axes.set(
+            xscale="log", title=f"{op}, rows of {n} (x: of other lengths)", xlabel="bytes that must move"
+        )
+    panels[0].set_ylabel("TB/s")
+    panels[0].legend(fontsize=8)
     figure.tight_layout()
-    figure.savefig(common.RESULTS / "norms.png", dpi=110)
+    figure.savefig(common.RESULTS / "norms.png", dpi=100)
 
 
 def pinned_elsewhere(arguments: list[str]) -> dict[str, Any]:

@@ -240,6 +240,17 @@ BROKEN_OFFERS = {
 }
 
 
+def test_a_functional_form_belongs_to_an_inplace_one() -> None:
+    offer = {"op": "fused_add_rms_norm", "provider": "t_x", "impl": "a:b", "functional": "a:c"}
+    pack = {"api": 1, "name": "t", "implementations": [offer]}
+    with pytest.raises(PackError, match="functional form beside it"):
+        KernelPack.parse(pack)
+    (spec,) = KernelPack.parse({**pack, "implementations": [{**offer, "inplace": True}]}).implementations
+    assert spec.functional == "a:c"
+    with pytest.raises(PackError, match="functional of Implementation"):
+        KernelPack.parse({**pack, "implementations": [{**offer, "inplace": True, "functional": "a"}]})
+
+
 @pytest.mark.parametrize("how", BROKEN_OFFERS)
 def test_an_offer_that_cannot_be_taken(site, how: str):
     fields, expected = BROKEN_OFFERS[how]

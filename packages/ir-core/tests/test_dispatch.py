@@ -17,7 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import ir_core
 from ir_core import dispatch, policy
-from ir_core.errors import SelectionError
+from ir_core.errors import SchemaError, SelectionError
 from ir_core.policy import OpPolicy, Policy
 
 pytestmark = pytest.mark.usefixtures("alone")
@@ -323,6 +323,47 @@ def test_func_impl_fn_copies_whatever_way_the_arguments_come(pair_op):
         call(impl.func_impl_fn, a, b)
         assert torch.equal(a, b)
         assert a[0] == 1
+
+
+def test_a_functional_form_is_called_where_inputs_must_stay():
+    op, called = ir_core.ops.fused_add_rms_norm, []
+    portable = op.impls["portable"].impl_fn
+
+    def form(
+        x: torch.Tensor,
+        x_residual: torch.Tensor,
+        weight: torch.Tensor | None,
+        epsilon: float,
+        variance_size: int | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        called.append(("functional", x))
+        return portable(x, x_residual, weight, epsilon, variance_size)
+
+    def donating(
+        x: torch.Tensor,
+        x_residual: torch.Tensor,
+        weight: torch.Tensor | None,
+        epsilon: float,
+        variance_size: int | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        called.append(("donating", x))
+        return portable(x, x_residual, weight, epsilon, variance_size)
+
+    with pytest.raises(SchemaError, match="functional form beside it"):
+        op.register_impl("t_two_forms", functional=form)(donating)
+    op.register_impl("t_two_forms", inplace=True, functional=form)(donating)
+    try:
+        x, r = torch.ones(2, 4), torch.ones(2, 4)
+        for wrap in (True, False):
+            with op.set_priority(["t_two_forms"]), ir_core.enable_torch_wrap(wrap):
+                op(x, r, None, 1e-6)
+                op(x, r, None, 1e-6)
+                op.maybe_inplace(x, r, None, 1e-6)
+        op._library.provider("t_two_forms")(x, r, None, 1e-6)
+        assert [name for name, _ in called] == ["functional", "functional", "donating"] * 2 + ["functional"]
+        assert all(given is x for _, given in called)
+    finally:
+        op.unregister_impl("t_two_forms")
 
 
 def test_the_torch_ops_of_an_implementation(pair_op):

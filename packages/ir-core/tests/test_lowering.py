@@ -282,12 +282,13 @@ def test_keyword_arguments_are_functionalised():
 # -- in-place implementations and their copies -------------------------------------------------------------
 
 
-@pytest.fixture
-def inplace_provider():
-    """An in-place implementation with portable's bits."""
+@pytest.fixture(params=["copies", "functional form"])
+def inplace_provider(request):
+    """An in-place implementation with portable's bits; alone, and with a functional form beside it."""
     op = ops.fused_add_rms_norm
+    form = op.impls["portable"].impl_fn if request.param == "functional form" else None
 
-    @op.register_impl("scribble", inplace=True, batch_invariant=True)
+    @op.register_impl("scribble", inplace=True, batch_invariant=True, functional=form)
     def scribble(
         x: torch.Tensor,
         x_residual: torch.Tensor,
@@ -354,6 +355,27 @@ def test_graph_inputs_keep_their_contents(inplace_provider):
 
     inputs, _ = check_against_eager(function, *ARGS, policy=inplace_provider, removed=0)
     assert all(torch.equal(i, a) for i, a in zip(inputs, ARGS, strict=True))
+
+
+def test_where_nothing_can_be_overwritten_the_functional_form_is_called(inplace_provider):
+    def function(x, r, w):
+        a, b = fused(x, r, w)
+        c, d = fused(a * 2, b, w)  # b is read later
+        return c + d + b
+
+    x, r, w = ARGS
+    found, passes = run_eagerly(function, x, r, w, policy=inplace_provider)
+    with ir_core.scope(ir_core.Policy(batch_invariant=True)):
+        assert equal_bits(found, function(x, r, w))
+    (report,), (graph,) = passes.reports, passes.graphs
+    called = [str(n.target) for n in graph.nodes if n.op == "call_function" and "scribble" in str(n.target)]
+    if ops.fused_add_rms_norm.impls["scribble"].functional_fn is None:
+        assert called == ["ir_core.fused_add_rms_norm.scribble__inplace"] * 2
+        assert (report.clones_removed, report.clones_kept) == (1, 3)
+    else:
+        assert called == [f"ir_core.fused_add_rms_norm.scribble{form}" for form in ("", "__inplace")]
+        assert (report.clones_removed, report.clones_kept) == (1, 1)
+        assert [node.form for node in report.nodes] == ["whole", "inplace"]
 
 
 def test_donated_graph_inputs_are_reused(inplace_provider):

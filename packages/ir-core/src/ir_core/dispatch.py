@@ -172,7 +172,8 @@ class Table:
         space: dict[str, Any],
     ) -> list[str]:
         op = self.op
-        space[f"impl{number}"] = impl.impl_fn if self.inplace or not impl.inplace else impl.func_impl_fn
+        in_place = self.inplace or not impl.inplace
+        space[f"impl{number}"] = impl.impl_fn if in_place else impl.functional_fn or impl.func_impl_fn
         rename = {key: f"${key}_{number}" for key in constants}
         space.update((rename[key].removeprefix("$"), value) for key, value in constants.items())
         tests = [condition.format(**rename) for condition in conditions]

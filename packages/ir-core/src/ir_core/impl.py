@@ -29,6 +29,7 @@ class IrOpImpl:
         provider: its name, unique within the op.
         impl_fn: the function, with the native implementation's signature.
         inplace: whether ``impl_fn`` may write its results into its activation inputs.
+        functional_fn: what stands in for an in-place ``impl_fn`` on copies where the inputs must stay, or ``None``.
         batch_invariant: whether its author declares that the bits of an output row depend on that row alone.
         requires: what the device must have, or ``None``.
         opaque: whether a compiled graph calls it as one op instead of tracing into it.
@@ -49,12 +50,20 @@ class IrOpImpl:
         requires: Requirement | str | dict[str, Any] | None = None,
         opaque: bool = False,
         canonical: bool = False,
+        functional: Callable[..., Any] | None = None,
         modules: Sequence[str] = (),
         distribution: str = "",
         distribution_version: str = "",
         origin: str = "",
     ) -> None:
         check_schema(op, provider, impl_fn)
+        if functional is not None:
+            check_schema(op, provider, functional)
+            if not inplace:
+                raise SchemaError(
+                    f"Implementation '{provider}' of op '{op.name}' has a functional form beside it and is functional.",
+                    fix="Say inplace=True of the form that writes into its inputs, or drop functional.",
+                )
         if supports_args is not None:
             check_predicate(op, provider, supports_args)
         if inplace and not op.allow_inplace:
@@ -63,6 +72,7 @@ class IrOpImpl:
                 fix=f"Register the op with allow_inplace=True, or '{provider}' without inplace.",
             )
         self.impl_fn = impl_fn
+        self.functional_fn = functional
         self._predicate = supports_args
         self._describe(
             op,
@@ -151,9 +161,14 @@ class IrOpImpl:
         return f"{self.op.name}/{self.provider}" + (f" ({where})" if where else "")
 
     def func_impl_fn(self, *args: Any, **kwargs: Any) -> Any:
-        """Call it with functional semantics: an in-place implementation gets contiguous copies of its activations."""
+        """Call it with functional semantics.
+
+        An in-place implementation without a functional form gets contiguous copies of its activations.
+        """
         if not self.inplace:
             return self.impl_fn(*args, **kwargs)
+        if self.functional_fn is not None:
+            return self.functional_fn(*args, **kwargs)
         copies = list(args)
         for index in self.op.activation_indices:
             if index < len(copies):
@@ -170,7 +185,7 @@ class IrOpImpl:
         modules that a pack names, and the versions of its distribution, torch and Triton. Read once a process.
         """
         if self._digest is None:
-            functions = [f for f in (self.impl_fn, self._predicate) if f is not None]
+            functions = [f for f in (self.impl_fn, self.functional_fn, self._predicate) if f is not None]
             parts = (
                 self.op.name,
                 self.op.schema,

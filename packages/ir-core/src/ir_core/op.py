@@ -137,6 +137,7 @@ class IrOp:
         requires: Any = None,
         opaque: bool = False,
         canonical: bool = False,
+        functional: Callable[..., Any] | None = None,
     ) -> Callable[[Callable[..., Any]], IrOpImpl]:
         """Decorator that registers an implementation of this op.
 
@@ -152,6 +153,8 @@ class IrOp:
             opaque: a compiled graph calls it as one op and never traces into it.
             canonical: its bits are those of ``portable``; in batch-invariant mode it stands before those whose are
                 not.
+            functional: with ``inplace``, the same with the same bits into memory of its own, for calls whose inputs
+                must stay; without it such calls work on copies.
 
         Raises:
             InvalidNameError, ReservedProviderError, DuplicateError, SchemaError: it does not fit the op.
@@ -175,6 +178,7 @@ class IrOp:
                 requires=requires,
                 opaque=opaque,
                 canonical=canonical,
+                functional=functional,
             )
 
         return register

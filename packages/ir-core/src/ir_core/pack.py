@@ -48,6 +48,8 @@ class ImplSpec:
         opaque: compiled graphs call it as one op; right for whatever launches kernels itself.
         canonical: its bits are those of ``portable``; in batch-invariant mode it stands before packs whose are not.
         sources: further modules whose text decides its bits.
+        functional: ``"module:function"`` that does what an ``inplace`` one does, with the same bits, into memory of
+            its own; for calls whose inputs must stay. Without it they work on copies.
     """
 
     op: str
@@ -60,6 +62,7 @@ class ImplSpec:
     opaque: bool = False
     canonical: bool = False
     sources: tuple[str, ...] = ()
+    functional: str | None = None
 
 
 @dataclass(frozen=True)
@@ -121,6 +124,13 @@ def _parse_spec(data: object) -> ImplSpec:
     _check_path(data["impl"], what)
     if data.get("supports_args") is not None:
         _check_path(data["supports_args"], f"supports_args of {what}")
+    if data.get("functional") is not None:
+        _check_path(data["functional"], f"functional of {what}")
+        if not data.get("inplace"):
+            raise PackError(
+                f"{what} has a functional form beside it and is functional.",
+                fix="Say inplace=True of the form that writes into its inputs, or drop functional.",
+            )
     for key in ("batch_invariant", "inplace", "opaque", "canonical"):
         if data.get(key) not in (None, True, False):
             raise PackError(f"{what} has {key}={data[key]!r}.", fix="It is True or False.")
@@ -141,6 +151,7 @@ def _parse_spec(data: object) -> ImplSpec:
         opaque=bool(data.get("opaque")),
         canonical=bool(data.get("canonical")),
         sources=tuple(data.get("sources", ())),
+        functional=data.get("functional"),
     )
 
 

@@ -45,6 +45,7 @@ class PackImpl(IrOpImpl):
     def __init__(self, op: IrOp, spec: ImplSpec, point: Any) -> None:
         self._spec, self._point = spec, point
         self._loaded: Callable[..., Any] | None = None
+        self._loaded_functional: Callable[..., Any] | None = None
         self._failure: PackError | None = None
         self._predicate_loaded = False
         self._lazy_predicate: Callable[..., Any] | None = None
@@ -76,6 +77,16 @@ class PackImpl(IrOpImpl):
         return self._loaded
 
     @property
+    def functional_fn(self) -> Callable[..., Any] | None:  # type: ignore[override]
+        """The functional form of an in-place function; imports it.
+
+        Raises:
+            PackError: it cannot be imported or does not fit the op.
+        """
+        self.load()
+        return self._loaded_functional
+
+    @property
     def _predicate(self) -> Callable[..., Any] | None:  # type: ignore[override]
         if self._spec.supports_args is not None and not self._predicate_loaded:
             with _lock:
@@ -100,6 +111,10 @@ class PackImpl(IrOpImpl):
         if self._loaded is None:
             fn = resolve(self._spec.impl)
             check_schema(self.op, self.provider, fn)
+            if self._spec.functional is not None:
+                functional = resolve(self._spec.functional)
+                check_schema(self.op, self.provider, functional)
+                self._loaded_functional = functional
             self._loaded = fn
 
     def _load_predicate(self) -> None:

@@ -14,10 +14,12 @@ def _implementation(
     op: str, provider: str, module: str, kernel: str, *, inplace: bool = False
 ) -> dict[str, Any]:
     invariant = provider == "triton_batch_invariant"
+    function = f"ir_kernels_triton.{module}:{op}{'_batch_invariant' if invariant else ''}"
     return {
         "op": op,
         "provider": provider,
-        "impl": f"ir_kernels_triton.{module}:{op}{'_batch_invariant' if invariant else ''}",
+        "impl": function,
+        "functional": f"{function}_functional" if inplace else None,
         "batch_invariant": invariant,
         "inplace": inplace,
         "opaque": True,

@@ -14,13 +14,16 @@ Whatever cannot be proved keeps its copy.
 
 from __future__ import annotations
 
+import operator
 from collections import defaultdict
+from dataclasses import replace
 
 import torch
 from torch import fx
 
-from ir_core.lowering.lowering_pass import DONATION
-from ir_core.lowering.nodes import storages, tensors, written_args
+from ir_core.lowering.lowering_pass import DONATION, FUNCTIONAL
+from ir_core.lowering.nodes import ir_op_of, storages, tensors, written_args
+from ir_core.lowering.report import LoweringReport
 
 
 class _Aliases:
@@ -71,6 +74,35 @@ def eliminate_clones(graph: fx.Graph) -> tuple[int, int]:
             aliases.merge(copy, original)
             removed += 1
     return removed, len(copies) - removed
+
+
+def prefer_functional(graph: fx.Graph, report: LoweringReport) -> int:
+    """Where every copy of an in-place call had to stay, call its functional form on the originals; copies dropped."""
+    dropped = 0
+    for call in [node for node in graph.nodes if FUNCTIONAL in node.meta]:
+        overload, number = call.meta[FUNCTIONAL]
+        found = ir_op_of(call)
+        assert found is not None
+        copies = [call.args[index] for index in found[0].activation_indices]
+        if not all(isinstance(copy, fx.Node) and DONATION in copy.meta for copy in copies):
+            continue  # one of them can be worked in place, which saves as much
+        with graph.inserting_before(call):
+            args = tuple(arg.args[0] if arg in copies else arg for arg in call.args)
+            whole = graph.call_function(overload, args)
+            fakes = tuple(copy.meta["val"] for copy in copies)
+            whole.meta = {**call.meta, "val": fakes if len(copies) > 1 else fakes[0]}
+            results = [graph.call_function(operator.getitem, (whole, i)) for i in range(len(copies))]
+        if len(copies) == 1:
+            graph.erase_node(results[0])
+            results = [whole]
+        graph.erase_node(call)
+        for copy, result in zip(copies, results, strict=True):
+            result.meta = {key: held for key, held in copy.meta.items() if key != DONATION}
+            copy.replace_all_uses_with(result)
+            graph.erase_node(copy)
+        report.nodes[number] = replace(report.nodes[number], form="whole")
+        dropped += len(copies)
+    return dropped
 
 
 def _removable(copy: fx.Node, aliases: _Aliases) -> bool:

@@ -22,7 +22,7 @@ from torch._logging._internal import trace_structured
 from ir_core import policy as policies
 from ir_core.errors import IrError, LoweringError
 from ir_core.lowering.cache_key import cache_key
-from ir_core.lowering.clone_elimination import eliminate_clones
+from ir_core.lowering.clone_elimination import eliminate_clones, prefer_functional
 from ir_core.lowering.functionalization import functionalize
 from ir_core.lowering.lowering_pass import Lowering
 from ir_core.lowering.report import LoweringReport
@@ -73,6 +73,7 @@ class Passes:
         if not report.nodes and not report.unlowered:
             return
         report.clones_removed, report.clones_kept = eliminate_clones(graph)
+        report.clones_kept -= prefer_functional(graph, report)
         self.reports.append(report)
         _publish(report)
         if report.unlowered and requirement.strict:

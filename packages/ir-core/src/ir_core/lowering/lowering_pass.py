@@ -30,6 +30,9 @@ _HERE = str(Path(__file__).parents[1])
 DONATION = "ir_core_donation"
 """Mark of a copy made for an in-place implementation: whether the user donated what it copies."""
 
+FUNCTIONAL = "ir_core_functional"
+"""Mark of an in-place call: the functional op to take if none of its copies can go, and its place in the report."""
+
 
 class Lowering:
     """The lowering of one graph under one policy."""
@@ -103,7 +106,10 @@ class Lowering:
                 complete[index] = copy
                 copies.append(copy)
             target = impl.op._library.provider(impl.provider, inplace=True)
-            graph.call_function(target, _short(impl.op, complete)).meta = {**node.meta, "val": None}
+            call = graph.call_function(target, _short(impl.op, complete))
+            call.meta = {**node.meta, "val": None}
+            if impl.functional_fn is not None:
+                call.meta[FUNCTIONAL] = impl.op._library.provider(impl.provider), len(self.report.nodes)
         return copies
 
 
