@@ -48,6 +48,7 @@ MAX_TABLES: Final = 64
 
 _wrap_default = True
 _wrap: Scoped[bool] = Scoped("ir_core_torch_wrap")
+_wrap_block, _policy_block = _wrap.innermost, policy.innermost_scope
 _lock = fork_safe_rlock()
 
 
@@ -133,6 +134,7 @@ class Table:
         self.op, self.policy, self.wrap, self.inplace = op, requirement, wrap, inplace
         self.kernel = kernel  # called by torch's dispatcher, below autograd: gradients are taken care of
         self._entries: list[tuple[tuple[str, ...], dict[str, Any], IrOpImpl]] = []
+        self._last: tuple[Policy | None, bool, Table] | None = None
         self.function = self._generate()
 
     def _generate(self) -> Callable[..., Any]:
@@ -214,11 +216,18 @@ class Table:
         """The function for the scope of this thread or task, or ``None`` when it is under the default."""
         if _tracing():  # Dynamo cannot look into a context variable
             return self._traced
-        scoped = policy.scoped()
-        wrap = self.wrap if self.kernel else torch_wrap()
+        block, own = _policy_block(), _wrap_block()
+        if block is None and own is None:
+            return None
+        scoped = None if block is None else block.value
+        wrap = self.wrap if self.kernel else _wrap_default if own is None else own.value
         if scoped is None and wrap == self.wrap:
             return None
-        return table(self.op, scoped, wrap, self.inplace, self.kernel).function
+        last = self._last
+        if last is None or last[0] is not scoped or last[1] is not wrap:
+            # Not by the table of tables: hashing and comparing a policy takes longer than the rest of the call.
+            last = self._last = scoped, wrap, table(self.op, scoped, wrap, self.inplace, self.kernel)
+        return last[2].function
 
     def _traced(self, _: Any, *args: Any) -> Any:
         return _call_traced(self.op, self.inplace, *args)

@@ -158,6 +158,7 @@ _changes: list[
 ] = []  # what code asked for, replayed over the environment by refresh()
 _default: Policy | None = None
 _scoped: Scoped[Policy] = Scoped("ir_core_policy")
+innermost_scope = _scoped.innermost
 
 _scopes_used = False
 _listeners: list[Callable[[], None]] = []

@@ -4,9 +4,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextvars import ContextVar
-from typing import Generic, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 T = TypeVar("T")
 
@@ -27,6 +27,8 @@ class Scoped(Generic[T]):
 
     def __init__(self, name: str) -> None:
         self._blocks: ContextVar[_Block | None] = ContextVar(name, default=None)
+        self.innermost: Callable[[], Any] = self._blocks.get
+        """The innermost open block, whose ``value`` is in force, or ``None``: what :meth:`get` costs, less a call."""
 
     def get(self) -> T | None:
         """The value of the innermost open block, or ``None`` outside of all."""

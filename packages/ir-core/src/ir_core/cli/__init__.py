@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 
 from ir_core.cli.exits import BUG, ERROR, INTERRUPTED
@@ -40,6 +41,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     from ir_core.cli.app import app
 
     words = list(sys.argv[1:] if argv is None else argv)
+    # Of torch, where numpy is not installed; nothing here uses it.
+    warnings.filterwarnings("ignore", message="Failed to initialize NumPy")
     for name in ("stdout", "stderr"):  # closed by whoever started us
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115  for the rest of the process
