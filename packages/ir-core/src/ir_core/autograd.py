@@ -65,13 +65,13 @@ def _record(*args: Any) -> Any:
         return _Backward.apply(*args)  # type: ignore[no-untyped-call]
     from torch._functorch.utils import enable_single_level_autograd_function
 
-    # torch.func calls this kernel once for each of its levels, as it does torch's own; Function.apply would begin at
-    # the outermost level again.
+    # torch.func calls this kernel once for each of its levels, as it does torch's own; torch.autograd.Function would
+    # begin at the outermost level again.
     with enable_single_level_autograd_function():
-        return super(torch.autograd.Function, _Backward).apply(*args)  # type: ignore[no-untyped-call]
+        return _BackwardOfOneLevel.apply(*args)  # type: ignore[attr-defined]
 
 
-class _Backward(torch.autograd.Function):
+class _BackwardOfOneLevel(torch.autograd.function._SingleLevelFunction):
     @staticmethod
     def forward(ctx: Any, op: IrOp, overload: OpOverload[..., Any], keyset: Any, *args: Any) -> Any:
         ctx.op = op
@@ -99,6 +99,10 @@ class _Backward(torch.autograd.Function):
         if backward is not None:
             return (None, None, None, *backward(tuple(args), grads))
         return (None, None, None, *_native_vjp(ctx.op, args, grads, ctx.needs_input_grad[3:]))
+
+
+class _Backward(_BackwardOfOneLevel, torch.autograd.Function):
+    pass
 
 
 def _outer_levels_on() -> AbstractContextManager[Any]:
