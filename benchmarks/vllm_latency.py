@@ -200,6 +200,7 @@ class Engine:
             "VLLM_CACHE_ROOT": str(folder / f"cache-{name}"),  # no configuration takes another's graphs
             "VLLM_NO_USAGE_STATS": "1",
             "HF_HUB_OFFLINE": "1",
+            "PYTHONHASHSEED": "0",
         }
         answers, pipe = os.pipe()
         self.answers: IO[str] = os.fdopen(answers)
@@ -321,7 +322,12 @@ def started(engines: Sequence[Engine]) -> list[Engine]:
 def load(engine: Engine) -> None:
     """Wait until it has loaded its model."""
     engine.found |= engine.answer("start", SECONDS_TO_START)
-    engine.found["adapter_said"] = engine.adapter_said()
+    engine.found["adapter_said"] = said = engine.adapter_said()
+    invariant, _, adapter = CONFIGURATIONS[engine.name]
+    broken = [line for line in said if "could not" in line]
+    if adapter and (broken or (invariant and not any("batch-invariant mode, " in line for line in said))):
+        # vLLM goes on without it, and the two of a pair would be the same thing.
+        raise EngineError("\n".join(["the adapter is not in force", *broken]))
     engine.clock.say(f"{engine.name}: loaded in {engine.found['seconds_to_load']:.0f} s")
 
 
@@ -362,7 +368,7 @@ def measure_group(group: list[Engine], options: argparse.Namespace) -> None:
             "throughput",
             max(rates[1:], key=lambda r: float(r["output_tokens_per_second"]), default=None),
         )
-    for name, seen in in_turns("streaming", 6, 2, 6.0).items():
+    for name, seen in in_turns("streaming", 5, 2, 6.0).items():
         keep(
             group,
             name,
