@@ -3,16 +3,19 @@
 
     python benchmarks/tune_norms.py            # needs a GPU; nothing is written without one
 
-For each row length, every tile height, number of warps, register limit and dependent launch is compiled, checked for
-portable's bits, and timed as in norms.py. The table's own choice stands first; results/tune_norms.json keeps all.
-Nothing here runs in a call: a better configuration becomes a number, with its reason, in launch_config.py.
+For each row length the table's choice and its neighbours (tile height, warps, registers, late weights, dependent
+launch) are compiled, checked for portable's bits, and timed as in norms.py; what spills is named and left out.
+results/tune_norms.json keeps all. Nothing here runs in a call: a better configuration becomes a number, with its
+reason, in launch_config.py.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import itertools
+import multiprocessing
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
 import common
@@ -21,6 +24,7 @@ import torch
 
 from ir_kernels_triton.launch_config import PDL, KernelSpec, rms_spec
 from ir_kernels_triton.launcher import Kernel
+from ir_kernels_triton.proof.compiled import inspect
 
 POINTS = tuple(
     norms.Point(op, rows, n)
@@ -32,27 +36,48 @@ POINTS = tuple(
 
 
 def configurations(op: str, n: int) -> Iterator[tuple[str, KernelSpec]]:
-    """The table's choice, then its alternatives; bits are the same for all."""
-    residual = op == "fused_add_rms_norm"
+    """The table's choice, then its neighbours; bits are the same for all."""
+    hopper = torch.cuda.get_device_capability() >= (9, 0)
 
-    def spec(pdl: bool) -> KernelSpec:
-        return rms_spec(
-            n, n, "bf16", "bf16", aligned=True, inner=False, residual=residual, canonical=True, pdl=pdl
+    def changed(
+        rows: float = 1, warps: float = 1, late: bool = False, pdl: bool = PDL, **more: Any
+    ) -> KernelSpec:
+        residual = op == "fused_add_rms_norm"
+        spec = rms_spec(
+            n,
+            n,
+            "bf16",
+            "bf16",
+            aligned=True,
+            inner=False,
+            residual=residual,
+            canonical=True,
+            pdl=pdl and hopper,
+        )
+        height, constants = max(int(spec.rows * rows), 1), dict(spec.constants)
+        constants |= {"R": height, "LATE": late != constants["LATE"]}
+        warps = min(max(int(spec.num_warps * warps), 1), 32)
+        return dataclasses.replace(
+            spec, rows=height, num_warps=warps, constants=tuple(constants.items()), **more
         )
 
-    table = spec(PDL and torch.cuda.get_device_capability() >= (9, 0))
-    yield "table", table
-    heights = sorted({max(table.rows // 2, 1), table.rows, table.rows * 2})
-    warps = sorted({max(table.num_warps // 2, 1), table.num_warps, min(table.num_warps * 2, 32)})
-    pdls = (False, True) if torch.cuda.get_device_capability()[0] >= 9 else (False,)
-    for rows, count, limit, late, pdl in itertools.product(heights, warps, (None, 64), (False, True), pdls):
-        base = spec(pdl)
-        constants = dict(base.constants) | {"R": rows, "LATE": late}
-        changed = dataclasses.replace(
-            base, rows=rows, num_warps=count, maxnreg=limit, constants=tuple(constants.items())
-        )
-        if changed != table:
-            yield f"rows={rows} warps={count} maxnreg={limit} late={late} pdl={pdl}", changed
+    yield "table", changed()
+    yield "half the rows", changed(rows=0.5)
+    yield "twice the rows", changed(rows=2)
+    yield "half the warps", changed(warps=0.5)
+    yield "twice the warps", changed(warps=2)
+    yield "half of both", changed(rows=0.5, warps=0.5)
+    yield "weights the other way", changed(late=True)
+    yield "weights the other way, twice the warps", changed(late=True, warps=2)
+    for limit in (None, 40, 64):
+        yield f"registers: {limit or 'free'}", changed(maxnreg=limit)
+    yield "no dependent launch", changed(pdl=False)
+
+
+def spilled(spec: KernelSpec) -> int:
+    """Bytes that ``spec`` spills; its kernel is in Triton's cache afterwards."""
+    major, minor = torch.cuda.get_device_capability()
+    return inspect(spec, f"sm{major}{minor}").spilled
 
 
 def contender(op: str, n: int, spec: KernelSpec) -> norms.Contender:
@@ -77,10 +102,21 @@ def main() -> None:
         raise SystemExit(
             f"tune_norms.py measures a GPU, and torch sees none here. Missing: {len(POINTS)} points."
         )
+    asked: dict[tuple[str, int], dict[str, KernelSpec]] = {}
+    for point in POINTS:
+        named: dict[KernelSpec, str] = {}
+        for name, spec in configurations(point.op, point.n):
+            named.setdefault(spec, name)
+        asked[point.op, point.n] = {name: spec for spec, name in named.items()}
+    specs = [spec for alternatives in asked.values() for spec in alternatives.values()]
+    with ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn")) as pool:
+        spills = dict(zip(specs, pool.map(spilled, specs), strict=True))
     results: dict[str, dict[str, Any]] = {}
     for point in POINTS:
         fit = {}
-        for name, spec in configurations(point.op, point.n):
+        for name, spec in asked[point.op, point.n].items():
+            if spills[spec]:
+                continue
             made = contender(point.op, point.n, spec)
             if why := norms.correct(name, made, point):
                 raise SystemExit(f"{point.name}: {why}")
@@ -91,7 +127,13 @@ def main() -> None:
         better = "" if times[best] > 0.98 * times["table"] else f", {best} {times[best]:.2f} us"
         print(f"{point.name}: copy {times['copy']:.2f} us, table {times['table']:.2f} us{better}", flush=True)
         torch.cuda.empty_cache()
-    print(f"written: {common.save('tune_norms', {'us': results})}")
+    left_out = {
+        f"{op} {n}: {name}": f"spills {spills[spec]} bytes"
+        for (op, n), alternatives in asked.items()
+        for name, spec in alternatives.items()
+        if spills[spec]
+    }
+    print(f"written: {common.save('tune_norms', {'us': results, 'left out': left_out})}")
 
 
 if __name__ == "__main__":

@@ -195,14 +195,17 @@ def test_short_way_launches_what_the_long_way_does(
     recorded: type[Recorded], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     x, r, w = torch.zeros(5, 128), torch.zeros(5, 128), torch.zeros(128)
+    q = torch.zeros(5, 1024)[:, 256:768].unflatten(-1, (4, 128))
 
     def run() -> list[Any]:
         recorded.calls.clear()
         first = rms_norm.rms_norm_batch_invariant(x, w, 1e-6)
         second = rms_norm.rms_norm_batch_invariant(x, None, 1e-6)
+        third = rms_norm.rms_norm_batch_invariant(q, w, 1e-6)
+        assert third.shape == q.shape and third.is_contiguous()
         rms_norm.fused_add_rms_norm_batch_invariant(x, r, w, 1e-6)
         rms_norm.fused_add_rms_norm_batch_invariant(x, r, None, 1e-6, 64)
-        names = {first.data_ptr(): "first", second.data_ptr(): "second"}
+        names = {first.data_ptr(): "first", second.data_ptr(): "second", third.data_ptr(): "third"}
         return [(spec, programs, [names.get(a, a) for a in args]) for spec, programs, args in recorded.calls]
 
     long = run()
@@ -210,7 +213,36 @@ def test_short_way_launches_what_the_long_way_does(
     taken = []
     monkeypatch.setattr(rms_norm, "_quick", lambda *a: (taken.append(quick(*a)), taken[-1])[1])
     assert run() == long
-    assert len(taken) == 4 and all(t is not None for t in taken)
+    assert len(taken) == 5 and all(t is not None for t in taken)
+
+
+@pytest.mark.parametrize(("tokens", "heads"), [(1, 1), (1, 4), (5, 1), (5, 4), (0, 4)])
+@pytest.mark.parametrize(("offset", "pad", "last"), [(0, 0, 1), (0, 8, 1), (4, 0, 1), (0, 4, 1), (0, 0, 2)])
+def test_short_way_of_views_addresses_their_rows(
+    recorded: type[Recorded], tokens: int, heads: int, offset: int, pad: int, last: int
+) -> None:
+    """Whatever way is taken: the kernel with two strides, aligned where every row is, and the start of every row."""
+    base = torch.zeros(20000, dtype=torch.bfloat16)[offset:]
+    q = base.as_strided((tokens, heads, 128), (heads * 128 * last + 256 + pad, 128 * last, last))
+    plain = torch.zeros(3, 2, 128, dtype=torch.bfloat16)
+    rms_norm.rms_norm_batch_invariant(plain, None, 1e-6)  # from now on the short way is there
+    for _ in range(2):
+        recorded.calls.clear()
+        y = rms_norm.rms_norm_batch_invariant(q, None, 1e-6)
+        assert y.shape == q.shape and y.is_contiguous()
+        if not tokens:
+            assert not recorded.calls
+            continue
+        ((spec, _, args),) = recorded.calls
+        assert dict(spec.constants)["INNER"]
+        rows, inner = args[5], args[6]
+        aligned = (offset * 2 % 16 == 0 and pad * 2 % 16 == 0) or last == 2
+        assert dict(spec.constants)["ALIGNED"] == aligned
+        starts = [args[0] + 2 * (i // inner * args[7] + i % inner * args[8]) for i in range(rows)]
+        ends = [args[3] + 2 * (i // inner * args[11] + i % inner * args[12]) for i in range(rows)]
+        if last == 1:
+            assert starts == [q[t, h].data_ptr() for t in range(tokens) for h in range(heads)]
+        assert ends == [y[t, h].data_ptr() for t in range(tokens) for h in range(heads)]
 
 
 def test_other_dtypes_are_a_type_error() -> None:

@@ -177,7 +177,7 @@ def rms_spec(
     else:
         kernel, rows = "rms_two_pass", 1
         wide = _tile(d, x)
-        if d > TILE_LIMIT and ITEMSIZE[weight] > ITEMSIZE[x]:
+        if d > TILE_LIMIT and (residual or ITEMSIZE[weight] > ITEMSIZE[x]):
             # Halves of a block: the product needs more registers than the sum, and would spill (8 bytes on sm_120).
             wide["C"] //= 2
             wide["B"] = -(-d // (wide["C"] * wide["T"] * wide["H"]))

@@ -40,7 +40,9 @@ from ir_kernels_triton.rows import (
 class _Family:
     """The kernels of one row length, dtype pair, op and provider, on one device."""
 
-    __slots__ = ("_kernels", "_make", "align", "copies", "empty", "low_bits", "quick", "weight_align")
+    __slots__ = (
+        "_kernels", "_make", "align", "copies", "empty", "itemsize", "low_bits", "quick", "quick_inner", "weight_align",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -67,6 +69,8 @@ class _Family:
         self.copies = d != n or d > COPY_MISALIGNED_FROM
         self._kernels: dict[tuple[bool, bool], Kernel] = {}
         self.quick: Callable[[int, tuple[int | float, ...]], None] | None = None
+        self.quick_inner: Callable[[int, tuple[int | float, ...]], None] | None = None
+        self.itemsize = x.itemsize
         self._make: Callable[[bool, bool], Kernel] = lambda aligned, inner: Kernel(
             rms_spec(
                 d,
@@ -87,8 +91,11 @@ class _Family:
         kernel = self._kernels.get(key)
         if kernel is None:
             kernel = self._kernels[key] = self._make(aligned, inner)
-            if aligned and not inner and kernel.takes_pointers:
-                self.quick = kernel.launch_here
+            if aligned and kernel.takes_pointers:
+                if inner:
+                    self.quick_inner = kernel.launch_here
+                else:
+                    self.quick = kernel.launch_here
         return kernel
 
 
@@ -148,43 +155,79 @@ def _quick(
     variance_size: int | None,
     canonical: bool,
 ) -> Tensor | None:
-    """The common call with the least host work: aligned rows of a plain matrix, whose kernel is there.
+    """The common calls with the least host work: aligned rows of a plain matrix, or of a q or k view ``[M, H, D]``.
 
     Launches and returns the normalised rows (into ``x``, and the sum into the residual, when there is one); None, and
-    nothing has happened, if the call is another.
+    nothing has happened, if the call is another, or its kernel is not there yet.
     """
     shape = x.shape
-    if len(shape) != 2:
+    if not (dims := len(shape)):
         return None
-    d = shape[1]
+    d = shape[-1]
     w_dtype = None if weight is None else weight.dtype
     device = x.get_device()
     family = _FAMILIES.get((d, variance_size, x.dtype, w_dtype, residual is not None, canonical, device))
-    if family is None or (launch := family.quick) is None or device != current_device():
+    if family is None or device != current_device():
         return None
-    if x.stride() != (d, 1):  # a matrix, and one row of it by the same measure: see rows.is_plain
-        return None
-    rows = shape[0]
-    x_at = addresses = x.data_ptr()
-    w_at = x_at
+    x_at = addresses = w_at = x.data_ptr()
     if weight is not None:
         if weight.shape != (d,) or weight.get_device() != device or not weight.is_contiguous():
             return None
         w_at = weight.data_ptr()
         addresses |= w_at
-    if residual is not None:
-        if residual.stride() != (d, 1) or residual.shape != shape or residual.get_device() != device:
+    strides = x.stride()
+    if dims == 2:
+        rows = shape[0]
+        # The strides of a matrix, also where it has one row: see rows.is_plain.
+        if (launch := family.quick) is None or strides != (d, 1) or not 0 < rows <= MAX_ROWS:
             return None
+        if residual is None:
+            if addresses & family.low_bits:
+                return None
+            y = family.empty((rows, d), strides, x.dtype)
+            launch(rows, (x_at, x_at, w_at, y.data_ptr(), x_at, rows, 0, d, 0, 0, 0, d, 0, 0, 0, epsilon))
+            return y
         r_at = residual.data_ptr()
-        if (addresses | r_at) & family.low_bits or not 0 < rows <= MAX_ROWS:
+        if (
+            (addresses | r_at) & family.low_bits
+            or residual.stride() != strides
+            or residual.shape != shape
+            or residual.get_device() != device
+        ):
             return None
         launch(rows, (x_at, r_at, w_at, x_at, r_at, rows, 0, d, 0, d, 0, d, 0, d, 0, epsilon))
         return x
-    if addresses & family.low_bits or not 0 < rows <= MAX_ROWS:
-        return None
-    y = family.empty((rows, d), (d, 1), x.dtype)
-    launch(rows, (x_at, x_at, w_at, y.data_ptr(), x_at, rows, 0, d, 0, 0, 0, d, 0, 0, 0, epsilon))
-    return y
+    if dims == 3 and residual is None and (launch := family.quick_inner) is not None:
+        outer, step, one = strides
+        heads = shape[1]
+        rows = shape[0] * heads
+        addresses |= (outer | step) * family.itemsize
+        if one != 1 or not 0 < rows <= MAX_ROWS or addresses & family.low_bits:
+            return None
+        y = family.empty((shape[0], heads, d), (heads * d, d, 1), x.dtype)
+        launch(
+            rows,
+            (
+                x_at,
+                x_at,
+                w_at,
+                y.data_ptr(),
+                x_at,
+                rows,
+                heads,
+                outer,
+                step,
+                0,
+                0,
+                heads * d,
+                d,
+                0,
+                0,
+                epsilon,
+            ),
+        )
+        return y
+    return None
 
 
 def _norm(
