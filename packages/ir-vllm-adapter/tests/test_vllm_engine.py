@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -37,6 +38,22 @@ RUNS: dict[str, tuple[dict[str, Any], dict[str, str]]] = {
     "qwen3-cached": ({"model": "qwen3", "mode": "compile"}, OURS | {"VLLM_ENABLE_V1_MULTIPROCESSING": "1"}),
 }
 CACHE_OF = {"qwen3-cached": "qwen3-compile"}
+# Two tensor-parallel ranks, each a process; in the second run, rank 1 alone has another environment, and so a pack that
+# rank 0 does not have. No other process in between: an engine that fails to start is to fail at once.
+TWO_RANKS = {
+    "model": "qwen3",
+    "mode": "eager",
+    "ranks": 2,
+    "max_tokens": 2,
+    "prompts": ["a", "b"],
+    "scenarios": ["neighbours"],
+}
+RUNS["qwen3-two-ranks"] = (TWO_RANKS, OURS)
+RUNS["qwen3-other-rank"] = (
+    TWO_RANKS,
+    OURS | {"IR_TESTBED_RANK_1": json.dumps({"IR_PACKS": "ir-vllm-testbed"})},
+)
+REFUSED = {"qwen3-other-rank"}
 
 
 def _installed() -> bool:
@@ -96,6 +113,8 @@ class Engines:
             "HF_HUB_OFFLINE": "1",
             "VLLM_NO_USAGE_STATS": "1",
             "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+            "VLLM_HOST_IP": "127.0.0.1",
+            "GLOO_SOCKET_IFNAME": "lo",
             "VLLM_CACHE_ROOT": cache,
             "TORCHINDUCTOR_CACHE_DIR": f"{cache}/inductor",
         }
@@ -106,6 +125,8 @@ class Engines:
                 command, cwd=folder, env=env, stdout=log, stderr=subprocess.STDOUT, timeout=1800
             )
         text = (folder / "log.txt").read_text()
+        if name in REFUSED:
+            return {"log": text, "started": (folder / "result.json").exists()}
         assert done.returncode == 0, f"engine run {name} failed:\n{text[-6000:]}"
         result: dict[str, Any] = json.loads((folder / "result.json").read_text())
         result["log"] = text
@@ -208,6 +229,35 @@ def test_a_warm_compile_cache_and_another_process_change_nothing(engines: Engine
     result = engines["qwen3-cached"]
     assert result["runs"] == engines["qwen3-compile"]["runs"]
     assert "EngineCore" in result["log"]
+
+
+@uses("qwen3-two-ranks")
+def test_two_tensor_parallel_ranks_agree_and_keep_the_bits(engines: Engines) -> None:
+    """Each rank has half of every layer's heads and columns; gloo adds the halves. Both run the same norms."""
+    result = engines["qwen3-two-ranks"]
+    assert_same_bits(result)
+    assert set(result["runs"]) == {"alone", "neighbours"}
+    first, second = result["ranks"]
+    assert first["ballot"] == second["ballot"]
+    assert first["ballot"]["rms_norm"][0].startswith(f"{INVARIANT} (ir-kernels-triton ")
+    counted = first["adapter"]["counters"]
+    assert counted == second["adapter"]["counters"]
+    assert set(counted) == {f"layer:rms_norm/{INVARIANT}", f"layer:fused_add_rms_norm/{INVARIANT}"}
+    assert first["adapter"]["warnings"] == second["adapter"]["warnings"] == []
+    assert result["log"].count("in vLLM 0.32.0: batch-invariant mode, cpu") == 1
+
+
+@uses("qwen3-other-rank")
+def test_ranks_that_would_run_different_norms_do_not_start(engines: Engines) -> None:
+    result = engines["qwen3-other-rank"]
+    assert not result["started"]
+    text = result["log"]
+    # On both ranks: in the traceback of each, with both lists.
+    assert (
+        text.count("AgreementError: Tensor-parallel ranks 0 and 1 would run different implementations") >= 2
+    )
+    lists = r" rms_norm: rank 0: triton_batch_invariant \(ir-kernels-triton .*; rank 1: portable \(ir-core "
+    assert re.search(lists, text)
 
 
 @uses("qwen3-eager")

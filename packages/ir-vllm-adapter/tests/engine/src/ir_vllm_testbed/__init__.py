@@ -9,6 +9,8 @@ a norm).
 
 from __future__ import annotations
 
+import json
+import multiprocessing
 import os
 
 
@@ -16,4 +18,7 @@ def platform_plugin() -> str | None:
     """Class path of the test platform if IR_TESTBED=1, else None: an installed testbed does nothing by itself."""
     if os.environ.get("IR_TESTBED") != "1":
         return None
+    # vLLM asks this before it loads anything else of a worker: here a rank can get an environment of its own.
+    if multiprocessing.current_process().name == "VllmWorker-1":
+        os.environ.update(json.loads(os.environ.get("IR_TESTBED_RANK_1", "{}")))
     return "ir_vllm_testbed.platform.TestbedPlatform"

@@ -55,7 +55,8 @@ class TestbedPlatform(CpuPlatform):
         compilation.mode, compilation.backend, compilation.ir_enable_torch_wrap = mode, backend, wrap
         if ranges is not None:
             compilation.compile_ranges_endpoints = ranges
-        vllm_config.parallel_config.distributed_executor_backend = "uni"
+        parallel = vllm_config.parallel_config
+        parallel.distributed_executor_backend = "uni" if parallel.world_size == 1 else "mp"
 
     @classmethod
     def opaque_attention_op(cls) -> bool:

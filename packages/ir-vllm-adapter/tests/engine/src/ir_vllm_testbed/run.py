@@ -7,6 +7,8 @@ SPEC keys (all but `model` optional):
   dtype     "float32" | "bfloat16"
   priority  {op: [provider, ...]}                             vLLM's --ir-op-priority
   hide_ir   true: the adapter sees no vLLM IR, as in the release that removes it
+  ranks     N: tensor parallelism, each rank a process; RESULT then has `ranks`, and no `passes`
+  scenarios, prompts  [name, ...]                             only these; "alone" is always among the scenarios
   max_tokens, pass_config, folder
 RESULT keys:
   runs      {scenario: {prompt name: {"tokens": [...], "logprobs": [...], "prompt_logprobs": [...]}}}; a logprob is
@@ -14,6 +16,7 @@ RESULT keys:
   passes    [[tokens scheduled for each request], ...] of every forward pass: shows chunking and cache hits
   lowered   {op: {provider: nodes}} read from vLLM's lowering pass
   adapter   what the adapter says of itself (status and counters)
+  ranks     [{"ballot": what it would run, "adapter": ...}, ...] of every rank
 """
 
 from __future__ import annotations
@@ -80,6 +83,7 @@ class Engine:
             "seed": 0,
             "disable_log_stats": True,
             "enforce_eager": not compile_mode,
+            "tensor_parallel_size": spec.get("ranks", 1),
         }
         if compile_mode:
             options["compilation_config"] = {
@@ -93,6 +97,9 @@ class Engine:
             options["kernel_config"] = {"ir_op_priority": spec["priority"]}
         self.llm = LLM(**options)
         self.max_tokens = int(spec.get("max_tokens", 3))
+        self.ranks = int(spec.get("ranks", 1))
+        self.scenarios = {"alone", *spec.get("scenarios", SCENARIOS)}
+        self.prompts = [name for name in PROMPTS if name in spec.get("prompts", PROMPTS)]
 
     def _watch_lowering(self) -> None:
         """Count what vLLM's own lowering pass selected, by wrapping the pass from outside."""
@@ -130,7 +137,7 @@ class Engine:
 
     def run(self) -> dict[str, Any]:
         """All scenarios, one after another, in this engine."""
-        names = list(PROMPTS)
+        names = self.prompts
         runs: dict[str, dict[str, Any]] = {}
         passes: dict[str, list[list[int]]] = {}
 
@@ -141,6 +148,8 @@ class Engine:
             *,
             keep_cache: bool = False,
         ) -> None:
+            if name not in self.scenarios:
+                return
             if not keep_cache:
                 self.llm.reset_prefix_cache()
             self.passes.clear()
@@ -158,7 +167,10 @@ class Engine:
         scenario("reordered", [names[::-1]])
         scenario("neighbours", [names], (NEIGHBOURS[:1], NEIGHBOURS[1:]))
         scenario("prefix_cached", [names, names], keep_cache=True)
-        return {"runs": runs, "passes": passes, "lowered": self.lowered, "adapter": _adapter()}
+        result = {"runs": runs, "passes": passes, "lowered": self.lowered, "adapter": _adapter()}
+        if self.ranks > 1:
+            result["ranks"] = self.llm.collective_rpc("testbed_report")
+        return result
 
 
 def _hide_ir() -> None:

@@ -45,5 +45,11 @@ class TestbedWorker(CPUWorker):
             PASSES.append(list(scheduler_output.num_scheduled_tokens.values()))
         return super().execute_model(scheduler_output)
 
+    def testbed_report(self) -> dict[str, Any]:
+        """What this rank would run and has run; for `LLM.collective_rpc`."""
+        from ir_vllm_adapter import agreement, status
+
+        return {"ballot": agreement.ballot(), "adapter": dict(status.collect())}
+
     def _maybe_get_memory_pool_context(self, tag: str) -> Any:
         return contextlib.nullcontext()
