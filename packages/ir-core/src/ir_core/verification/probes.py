@@ -100,7 +100,8 @@ def contract_probes(p: Prober, setting: Setting) -> Steps:
     call = Call(**vars(setting), rows=5)
     cases = [Case("numerics", call.but(rows=33)), Case("numerics", call.but(rows=6, layout="transposed"))]
     yield from p.pairs("numerics", str(setting), cases)
-    layouts = ("contiguous", "odd_slice", "row_strided", "batched", "transposed")
+    # Not transposed: the strides of results are then the contract kit's affair, and say nothing about bits.
+    layouts = ("contiguous", "odd_slice", "row_strided", "batched")
     cases = [Case("fake", call.but(rows=6, layout=layout)) for layout in layouts]
     yield from p.pairs("fake", "", cases)
     yield from p.pairs("threads", "", [Case("threads", call.but(rows=9))])
