@@ -329,26 +329,20 @@ def test_a_functional_form_is_called_where_inputs_must_stay():
     op, called = ir_core.ops.fused_add_rms_norm, []
     portable = op.impls["portable"].impl_fn
 
-    def form(
-        x: torch.Tensor,
-        x_residual: torch.Tensor,
-        weight: torch.Tensor | None,
-        epsilon: float,
-        variance_size: int | None = None,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        called.append(("functional", x))
-        return portable(x, x_residual, weight, epsilon, variance_size)
+    def made(name: str):
+        def function(
+            x: torch.Tensor,
+            x_residual: torch.Tensor,
+            weight: torch.Tensor | None,
+            epsilon: float,
+            variance_size: int | None = None,
+        ) -> tuple[torch.Tensor, torch.Tensor]:
+            called.append((name, x))
+            return portable(x, x_residual, weight, epsilon, variance_size)
 
-    def donating(
-        x: torch.Tensor,
-        x_residual: torch.Tensor,
-        weight: torch.Tensor | None,
-        epsilon: float,
-        variance_size: int | None = None,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        called.append(("donating", x))
-        return portable(x, x_residual, weight, epsilon, variance_size)
+        return function
 
+    form, donating = made("functional"), made("donating")
     with pytest.raises(SchemaError, match="functional form beside it"):
         op.register_impl("t_two_forms", functional=form)(donating)
     op.register_impl("t_two_forms", inplace=True, functional=form)(donating)
