@@ -85,6 +85,13 @@ def test_doctor_names_it(pack: dict[str, Any], doctor: Any) -> None:
     assert all(entry["version"] == "1.0" for entry in said)
 
 
+def test_list_says_what_no_op_has() -> None:
+    done = python("-m", "ir_core", "list")
+    assert done.returncode == 0, done.stderr
+    assert "l2_normalize" in done.stdout
+    assert "cannot offer no_such_op/broken_op" in done.stderr
+
+
 def test_everything_else_works(work: subprocess.CompletedProcess[str]) -> None:
     assert work.returncode == 0, work.stderr
     providers, distributions = work.stdout.splitlines()
