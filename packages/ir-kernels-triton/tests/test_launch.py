@@ -245,6 +245,24 @@ def test_short_way_of_views_addresses_their_rows(
         assert ends == [y[t, h].data_ptr() for t in range(tokens) for h in range(heads)]
 
 
+def test_tensors_on_a_cpu_do_not_ask_for_the_current_device(
+    recorded: type[Recorded], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A build of torch for CUDA raises on that question where there is no driver."""
+
+    def no_driver() -> int:
+        raise RuntimeError("Found no NVIDIA driver on your system.")
+
+    for module in (rms_norm, launcher):
+        monkeypatch.setattr(module, "current_device", no_driver)
+    x, w = torch.zeros(3, 128), torch.zeros(128)
+    for _ in range(2):
+        rms_norm.rms_norm_batch_invariant(x, w, 1e-6)
+        rms_norm.rms_norm_batch_invariant(x.view(3, 1, 128), w, 1e-6)
+        rms_norm.fused_add_rms_norm_batch_invariant(x, x.clone(), w, 1e-6)
+    assert len(recorded.calls) == 6
+
+
 def test_other_dtypes_are_a_type_error() -> None:
     with pytest.raises(TypeError, match="float64"):
         rms_norm.rms_norm_batch_invariant(torch.zeros(2, 8, dtype=torch.float64), None, 1e-6)

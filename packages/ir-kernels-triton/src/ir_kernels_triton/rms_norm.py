@@ -167,7 +167,7 @@ def _quick(
     w_dtype = None if weight is None else weight.dtype
     device = x.get_device()
     family = _FAMILIES.get((d, variance_size, x.dtype, w_dtype, residual is not None, canonical, device))
-    if family is None or device != current_device():
+    if family is None or (device >= 0 and device != current_device()):  # a CPU must not wake CUDA
         return None
     x_at = addresses = w_at = x.data_ptr()
     if weight is not None:
