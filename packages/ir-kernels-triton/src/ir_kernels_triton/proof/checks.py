@@ -19,8 +19,8 @@ from ir_kernels_triton.proof.compiled import Compiled, inspect
 
 BUDGET: Final = Path(__file__).with_name("budget.json")
 SLACK: Final = 16
-"""Registers that another Triton than the recorded one may take more; ptxas allocates them in eights. (Triton 3.6 takes 96
-for a misaligned fused add of 1024 on sm_90, 3.7.1 takes 80.)"""
+"""Registers that another Triton than the recorded one may take more; ptxas allocates them in eights. (Triton 3.6 takes
+96 for a misaligned fused add of 1024 on sm_90, 3.7.1 takes 80.)"""
 
 
 def compile_all(cases: Sequence[Case], target: str, jobs: int | None = None) -> list[tuple[Case, Compiled]]:
