@@ -333,14 +333,18 @@ def test_direct_launch_speaks_to_triton_as_it_is(
         monkeypatch.setattr(triton.knobs.runtime, "launch_enter_hook", seen.append)
         monkeypatch.setattr(kernel, "launch_metadata", lambda *args: "about", raising=False)
     launch = compat.DirectLaunch(spec)
-    assert launch._c is run.launch
     args = tuple(range(16))
-    launch(3, 0, args)
+    launch.short(spec.rows, 0)(2 * spec.rows + 1, args)
     names = list(kernel.src.signature)
     assert names[: len(spec.signature)] == [name for name, _ in spec.signature]
     tail = tuple(dict(spec.constants)[name] for name in names[len(spec.signature) :])
     about = ("about", seen.append, None) if hooked else (None, None, None)
     run(3, 1, 1, 5, 77, kernel.packed_metadata, *about, *args, *tail)
+    run.global_scratch_size = 16  # needs more than a call
+    monkeypatch.setattr(CompiledKernel, "run", lambda *given: complete.append(given))
+    complete: list[Any] = []
+    compat.DirectLaunch(spec).short(spec.rows, 0)(1, args)
+    assert len(complete) == 1
     mine, theirs = given
     assert mine == theirs
 

@@ -85,25 +85,10 @@ def _hook(chain: Any) -> Any:
 
 
 class DirectLaunch:
-    """Launch through the compiled kernel's own launcher, with pointers as integers.
-
-    ``CompiledKernel.run`` is a launcher in Python around one in C. While it would do nothing but pass on what it has
-    (no scratch memory, no profiler's hook), the one in C is called: some 0.7 us less a call.
-    """
+    """Launch through the compiled kernel's own launcher, with pointers as integers."""
 
     takes_pointers = True
-    __slots__ = (
-        "_about",
-        "_before",
-        "_c",
-        "_function",
-        "_kernel",
-        "_knobs",
-        "_metadata",
-        "_run",
-        "_stream",
-        "_tail",
-    )
+    __slots__ = ("_function", "_kernel", "_knobs", "_metadata", "_run", "_stream", "_tail")
 
     def __init__(self, spec: KernelSpec) -> None:
         """Compile for the current device and load; raises AttributeError when the internals have moved."""
@@ -117,26 +102,36 @@ class DirectLaunch:
         constants = dict(spec.constants)  # the launcher counts them among the arguments, and skips them
         self._tail = tuple(constants[name] for name in jit_function(spec).arg_names[len(spec.signature) :])
         _hook(self._knobs.launch_enter_hook), _hook(self._knobs.launch_exit_hook)
-        self._c, self._before, self._about = _c_launcher(self._run, self._function, self._metadata)
 
     def __call__(self, programs: int, device: int, args: tuple[Any, ...]) -> None:
-        knobs, stream = self._knobs, self._stream(device)
-        enter, leave = knobs.launch_enter_hook, knobs.launch_exit_hook
-        try:
-            quiet = not (enter.calls or leave.calls)
-        except AttributeError:  # a plain function, or None
-            quiet = enter is None and leave is None
-        if quiet and self._c is not None:
-            if self._about is None:
-                self._c(programs, 1, 1, stream, *self._before, *args, *self._tail)
-            else:
-                self._c(programs, 1, 1, stream, *self._before, *self._about, args + self._tail)
-            return
-        args, about = args + self._tail, None
-        enter, leave = _hook(enter), _hook(leave)
+        stream, args, about = self._stream(device), args + self._tail, None
+        enter, leave = _hook(self._knobs.launch_enter_hook), _hook(self._knobs.launch_exit_hook)
         if enter is not None:
             about = self._kernel.launch_metadata((programs, 1, 1), stream, *args)
         self._run(programs, 1, 1, stream, self._function, self._metadata, about, enter, leave, *args)
+
+    def short(self, rows: int, device: int) -> Callable[[int, tuple[Any, ...]], None]:
+        """``launch(number of rows, runtime arguments)`` on ``device``, ``rows`` of them a program: the shortest way.
+
+        ``CompiledKernel.run`` is a launcher in Python around one in C. While it would do nothing but pass on what it
+        has (no scratch memory, no profiler's hook), the one in C is called.
+        """
+        c, before, about = _c_launcher(self._run, self._function, self._metadata)
+        tail, knobs, stream = self._tail, self._knobs, self._stream
+
+        def launch(number: int, args: tuple[Any, ...]) -> None:
+            try:
+                hooked = knobs.launch_enter_hook.calls or knobs.launch_exit_hook.calls
+            except AttributeError:  # a plain function, or None
+                hooked = True
+            if hooked or c is None:
+                self((number + rows - 1) // rows, device, args)
+            elif about is None:
+                c((number + rows - 1) // rows, 1, 1, stream(device), *before, *args, *tail)
+            else:
+                c((number + rows - 1) // rows, 1, 1, stream(device), *before, *about, args + tail)
+
+        return launch
 
 
 def _c_launcher(

@@ -7,6 +7,7 @@ rows, strides and addresses never cause a compilation; only a new row length, dt
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
 
@@ -23,7 +24,7 @@ current_device = getattr(torch._C, "_cuda_getDevice", lambda: -1)  # absent from
 class Kernel:
     """One compiled kernel on one device."""
 
-    __slots__ = ("_device", "_launch", "_rows")
+    __slots__ = ("_device", "_launch", "_rows", "launch_here")
 
     def __init__(self, spec: KernelSpec, device: torch.device) -> None:
         """Compile ``spec`` for ``device`` and load it; the CPU takes kernels that Triton interprets."""
@@ -31,6 +32,11 @@ class Kernel:
         self._rows = spec.rows
         with nullcontext() if self._device is None else torch.cuda.device(device):
             self._launch = compat.launch(spec)
+        short = getattr(self._launch, "short", None)
+        self.launch_here: Callable[[int, tuple[Any, ...]], None] = (
+            short(self._rows, self._device or 0) if short else self._divided
+        )
+        """:meth:`launch` while the kernel's device is the current one."""
 
     @property
     def takes_pointers(self) -> bool:
@@ -53,6 +59,5 @@ class Kernel:
             with torch.cuda.device(device):
                 self.launch_here(rows, args)
 
-    def launch_here(self, rows: int, args: tuple[Any, ...]) -> None:
-        """The same while the kernel's device is the current one."""
+    def _divided(self, rows: int, args: tuple[Any, ...]) -> None:
         self._launch((rows + self._rows - 1) // self._rows, self._device or 0, args)
