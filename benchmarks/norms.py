@@ -339,11 +339,8 @@ def host_cost() -> dict[str, float]:
         "torch.add(out=)": lambda: torch.add(x, r, out=y),
         "F.rms_norm": lambda: torch.nn.functional.rms_norm(x, (4096,), w, EPSILON),
     }
-    calls["op, without the torch op"] = lambda: op(x, w, EPSILON)
-    best = {}
-    for name, call in calls.items():
-        if name.startswith("op"):
-            ir_core.set_default_torch_wrap(False)
+
+    def cost(call: Callable[[], object]) -> float:
         runs = []
         for _ in range(30):
             torch.cuda.synchronize()
@@ -351,8 +348,11 @@ def host_cost() -> dict[str, float]:
             for _ in range(200):  # fewer than the launch queue takes: the device never holds the host
                 call()
             runs.append((time.perf_counter() - begin) / 200 * 1e6)
-        best[name] = statistics.median(runs)
-    return best
+        return statistics.median(runs)
+
+    found = {name: cost(call) for name, call in calls.items()}
+    ir_core.set_default_torch_wrap(False)
+    return found | {"op, without the torch op": cost(lambda: op(x, w, EPSILON))}
 
 
 def table(results: dict[str, dict[str, float]], points: list[Point]) -> Iterator[str]:

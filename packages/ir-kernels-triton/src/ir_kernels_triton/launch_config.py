@@ -166,9 +166,8 @@ def rms_spec(
         padded = tile["C"] * tile["T"] * tile["H"]
         rows = _rows(padded)
         warps = max(MIN_WARPS, tile["W"])
-        if (
-            residual and canonical and padded == DOUBLE_WARPS
-        ):  # the plain sum would take 16 KiB and five barriers
+        # Not for the plain sum, which would take 16 KiB and five barriers.
+        if residual and canonical and padded == DOUBLE_WARPS:
             warps *= 2
         constants |= {k: tile[k] for k in "CWTHQ"} | {
             "R": rows,

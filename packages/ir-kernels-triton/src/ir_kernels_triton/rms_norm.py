@@ -204,27 +204,11 @@ def _quick(
         addresses |= (outer | step) * family.itemsize
         if one != 1 or not 0 < rows <= MAX_ROWS or addresses & family.low_bits:
             return None
-        y = family.empty((shape[0], heads, d), (heads * d, d, 1), x.dtype)
+        y_outer = heads * d
+        y = family.empty((shape[0], heads, d), (y_outer, d, 1), x.dtype)
         launch(
             rows,
-            (
-                x_at,
-                x_at,
-                w_at,
-                y.data_ptr(),
-                x_at,
-                rows,
-                heads,
-                outer,
-                step,
-                0,
-                0,
-                heads * d,
-                d,
-                0,
-                0,
-                epsilon,
-            ),
+            (x_at, x_at, w_at, y.data_ptr(), x_at, rows, heads, outer, step, 0, 0, y_outer, d, 0, 0, epsilon),
         )
         return y
     return None

@@ -90,11 +90,11 @@ def prefer_functional(graph: fx.Graph, report: LoweringReport) -> int:
             args = tuple(arg.args[0] if arg in copies else arg for arg in call.args)
             whole = graph.call_function(overload, args)
             fakes = tuple(copy.meta["val"] for copy in copies)
-            whole.meta = {**call.meta, "val": fakes if len(copies) > 1 else fakes[0]}
-            results = [graph.call_function(operator.getitem, (whole, i)) for i in range(len(copies))]
-        if len(copies) == 1:
-            graph.erase_node(results[0])
+            several = len(copies) > 1
+            whole.meta = {**call.meta, "val": fakes if several else fakes[0]}
             results = [whole]
+            if several:
+                results = [graph.call_function(operator.getitem, (whole, i)) for i in range(len(copies))]
         graph.erase_node(call)
         for copy, result in zip(copies, results, strict=True):
             result.meta = {key: held for key, held in copy.meta.items() if key != DONATION}

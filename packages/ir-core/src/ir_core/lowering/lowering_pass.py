@@ -95,11 +95,9 @@ class Lowering:
         """Copies of the activations, and the op that writes into them; whether copies are needed is decided later."""
         complete = list(args)
         copies = []
+        layout: dict[str, Any] = {"memory_format": torch.contiguous_format}  # as the results of the op are
         with graph.inserting_before(node):
             for index in impl.op.activation_indices:
-                layout: dict[str, Any] = {
-                    "memory_format": torch.contiguous_format
-                }  # as the results of the op are
                 copy = graph.call_function(torch.ops.aten.clone.default, (args[index],), layout)
                 fake = value(args[index]).clone(**layout)
                 copy.meta = {**node.meta, "val": fake, DONATION: overload != "default"}

@@ -207,9 +207,8 @@ def _share(probers: Sequence[Prober], deadline: float, progress: Progress) -> No
         steps, step = waiting.pop(prober)
         remaining = deadline - time.monotonic()
         share, part = remaining / (len(waiting) + 1), 1.0 if step.patient else GREED
-        owed = (
-            fair - prober.spent if step.patient else 0.0
-        )  # who was cheap so far may end with something dear
+        # Who was cheap so far may end with something dear.
+        owed = fair - prober.spent if step.patient else 0.0
         allowed = step.seconds <= min(max(part * share, owed, 0.02), max(remaining, 0.0))
         prober.doing = step.probe
         progress.update(probers, remaining)
