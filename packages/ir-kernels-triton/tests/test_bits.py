@@ -14,12 +14,15 @@ from torch import Tensor
 import ir_core
 from ir_kernels_triton import gelu_and_mul_sparse as gelu
 from ir_kernels_triton import rms_norm as norms
+from ir_kernels_triton import rms_pair
+from ir_kernels_triton.launcher import Kernel
 from ir_kernels_triton.proof import golden
 
 # numpy speaks of the NaN, infinities and overflows that the interpreter meets; they are wanted here.
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning:triton", "ignore::RuntimeWarning:numpy")
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32]
+EPS = 1e-6
 GOLDEN = Path(__file__).parent / "golden" / "digests.json"
 
 
@@ -227,3 +230,126 @@ def test_plain_gelu_agrees_with_native(device: str) -> None:
         torch.testing.assert_close(
             gelu.gelu_and_mul_sparse(x, 1.6, approximate), want, **op.get_tolerance(dtype)
         )
+
+
+# -- two calls in one launch --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def launches(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The programs of each launch that takes two calls."""
+    seen: list[int] = []
+    original = Kernel.over
+
+    def over(self: Kernel, programs: int, tensors: tuple[Tensor, ...], scalars: tuple[float, ...]) -> None:
+        seen.append(programs)
+        original(self, programs, tensors, scalars)
+
+    monkeypatch.setattr(Kernel, "over", over)
+    return seen
+
+
+def both(first: tuple[object, ...], second: tuple[object, ...]) -> None:
+    """One launch or two: always portable's bits."""
+    want = portable("rms_norm")(*first), portable("rms_norm")(*second)
+    same(rms_pair.rms_norm_batch_invariant_pair(first, second), want)
+
+
+def qkv(tokens: int, q: int, k: int, n: int, dtype: torch.dtype, device: str) -> tuple[Tensor, Tensor]:
+    """The q and k views of one projection."""
+    whole = random(tokens, (q + 2 * k) * n, dtype=dtype, device=device, seed=tokens)
+    return whole[:, : q * n].unflatten(-1, (q, n)), whole[:, q * n : (q + k) * n].unflatten(-1, (k, n))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("n", [64, 80, 128, 512])
+def test_q_and_k_of_a_layer(device: str, dtype: torch.dtype, n: int, launches: list[int]) -> None:
+    w, w2 = (random(n, dtype=dtype, device=device, seed=s) for s in (1, 2))
+    for tokens, q, k in ((1, 16, 8), (3, 4, 1), (33, 2, 2)):
+        x, x2 = qkv(tokens, q, k, n, dtype, device)
+        both((x, w, EPS, None), (x2, w2, EPS, None))
+        both((x2, w2, EPS, None), (x, w, EPS, None))
+    assert len(launches) == 6
+
+
+@pytest.mark.parametrize("w_dtype", DTYPES)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_weights_of_another_dtype(
+    device: str, dtype: torch.dtype, w_dtype: torch.dtype, launches: list[int]
+) -> None:
+    x, x2 = qkv(5, 3, 2, 128, dtype, device)
+    w, w2 = (random(128, dtype=w_dtype, device=device, seed=s) for s in (1, 2))
+    both((x, w, EPS, None), (x2, w2, EPS, None))
+    assert len(launches) == 1
+
+
+@pytest.mark.parametrize("first", LAYOUTS)
+@pytest.mark.parametrize("second", ["contiguous", "qkv", "misaligned start", "no rows"])
+def test_layouts_of_two_calls(device: str, first: str, second: str) -> None:
+    x, x2 = (
+        LAYOUTS[layout](random(4, 5, 264, dtype=torch.bfloat16, device=device, seed=s))
+        for s, layout in ((1, first), (2, second))
+    )
+    w, w2 = (random(128, dtype=torch.bfloat16, device=device, seed=s) for s in (3, 4))
+    both((x, w, EPS, None), (x2, w2, EPS, None))
+    both((x, w, EPS, None), (x2, random(129, dtype=torch.bfloat16, device=device)[1:], EPS, None))
+
+
+REFUSED: dict[str, Callable[[tuple[object, ...]], tuple[object, ...]]] = {
+    "no weight": lambda call: (call[0], None, *call[2:]),
+    "another epsilon": lambda call: (*call[:2], 1e-3, None),
+    "another dtype": lambda call: (call[0].float(), *call[1:]),  # type: ignore[attr-defined]
+    "another length": lambda call: (call[0][..., :64], call[1][:64], *call[2:]),  # type: ignore[index]
+    "variance_size": lambda call: (*call[:3], 64),
+}
+
+
+@pytest.mark.parametrize("why", REFUSED)
+def test_other_calls_are_two_launches(device: str, why: str, launches: list[int]) -> None:
+    x, x2 = qkv(3, 4, 2, 128, torch.bfloat16, device)
+    w, w2 = (random(128, dtype=torch.bfloat16, device=device, seed=s) for s in (1, 2))
+    both((x, w, EPS, None), REFUSED[why]((x2, w2, EPS, None)))
+    long, weight = (random(*shape, dtype=torch.bfloat16, device=device) for shape in ((2, 1024), (1024,)))
+    both((long, weight, EPS, None), (long, weight, EPS, None))
+    assert not launches
+
+
+def test_the_bits_of_a_row_do_not_depend_on_the_other_call(device: str) -> None:
+    w, w2 = (random(128, dtype=torch.bfloat16, device=device, seed=s) for s in (1, 2))
+    row = random(1, 2, 128, dtype=torch.bfloat16, device=device, seed=3)
+    alone = portable("rms_norm")(row, w, EPS)
+    for other in (1, 2, 7, 40):
+        x2 = torch.full((other, 3, 128), torch.nan, dtype=torch.bfloat16, device=device)
+        first, _ = rms_pair.rms_norm_batch_invariant_pair((row, w, EPS, None), (x2, w2, EPS, None))
+        _, second = rms_pair.rms_norm_batch_invariant_pair((x2, w2, EPS, None), (row, w, EPS, None))
+        same((first, second), (alone, alone))
+
+
+@pytest.mark.gpu
+def test_two_calls_in_a_cuda_graph() -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("needs a GPU")
+    x, x2 = qkv(8, 16, 8, 128, torch.bfloat16, "cuda")
+    w, w2 = (random(128, dtype=torch.bfloat16, device="cuda", seed=s) for s in (1, 2))
+    first, second = (x, w, EPS, None), (x2, w2, EPS, None)
+    want = rms_pair.rms_norm_batch_invariant_pair(first, second)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        got = rms_pair.rms_norm_batch_invariant_pair(first, second)
+        again = rms_pair.rms_norm_batch_invariant_pair((got[0], w, EPS, None), (got[1], w2, EPS, None))
+    for result in (*got, *again):
+        result.fill_(torch.nan)
+    graph.replay()
+    same(got, want)
+    same(again, rms_pair.rms_norm_batch_invariant_pair((want[0], w, EPS, None), (want[1], w2, EPS, None)))
+
+
+def test_numbers_of_two_calls(device: str) -> None:
+    """The provider without a fixed order."""
+    x, x2 = qkv(5, 4, 2, 128, torch.float16, device)
+    w, w2 = (random(128, dtype=torch.float16, device=device, seed=s) for s in (1, 2))
+    results = rms_pair.rms_norm_pair((x, w, EPS, None), (x2, w2, EPS, None))
+    for y, rows, weight in zip(results, (x, x2), (w, w2), strict=True):
+        s = rows.double()
+        exact = s / (s.square().mean(-1, keepdim=True) + EPS).sqrt() * weight.double()
+        torch.testing.assert_close(y.double(), exact, **ir_core.ops.rms_norm.get_tolerance(torch.float16))

@@ -7,7 +7,7 @@ import hashlib
 import inspect
 from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from torch.library import infer_schema
@@ -21,6 +21,11 @@ if TYPE_CHECKING:
     from ir_core.requirement import Requirement
 
 
+Pair: TypeAlias = Callable[[Sequence[Any], Sequence[Any]], tuple[Any, Any]]
+"""``pair(first, second)``: two complete lists of an op's arguments to the results of both calls, with functional
+semantics and with the bits that two calls have."""
+
+
 class IrOpImpl:
     """One implementation of an op, registered by :meth:`IrOp.register_impl` or by a kernel pack.
 
@@ -30,6 +35,7 @@ class IrOpImpl:
         impl_fn: the function, with the native implementation's signature.
         inplace: whether ``impl_fn`` may write its results into its activation inputs.
         functional_fn: what stands in for an in-place ``impl_fn`` on copies where the inputs must stay, or ``None``.
+        pair_fn: what does two calls in one launch, or ``None``.
         batch_invariant: whether its author declares that the bits of an output row depend on that row alone.
         requires: what the device must have, or ``None``.
         opaque: whether a compiled graph calls it as one op instead of tracing into it.
@@ -51,6 +57,7 @@ class IrOpImpl:
         opaque: bool = False,
         canonical: bool = False,
         functional: Callable[..., Any] | None = None,
+        pair: Pair | None = None,
         modules: Sequence[str] = (),
         distribution: str = "",
         distribution_version: str = "",
@@ -64,6 +71,8 @@ class IrOpImpl:
                     f"Implementation '{provider}' of op '{op.name}' has a functional form beside it and is functional.",
                     fix="Say inplace=True of the form that writes into its inputs, or drop functional.",
                 )
+        if pair is not None:
+            check_pair(op, provider, pair)
         if supports_args is not None:
             check_predicate(op, provider, supports_args)
         if inplace and not op.allow_inplace:
@@ -73,6 +82,7 @@ class IrOpImpl:
             )
         self.impl_fn = impl_fn
         self.functional_fn = functional
+        self.pair_fn = pair
         self._predicate = supports_args
         self._describe(
             op,
@@ -137,6 +147,11 @@ class IrOpImpl:
         """Whether it takes every argument that the op takes."""
         return self._predicate is None
 
+    @property
+    def offers_pair(self) -> bool:
+        """Whether it can do two calls in one launch; imports nothing."""
+        return self.pair_fn is not None
+
     def supports_args(self, *args: Any, **kwargs: Any) -> bool:
         """Whether it takes these arguments, judged by their facts alone (never by the number of rows)."""
         return self.refusal(self.op.bind(args, kwargs), []) is None
@@ -185,7 +200,8 @@ class IrOpImpl:
         modules that a pack names, and the versions of its distribution, torch and Triton. Read once a process.
         """
         if self._digest is None:
-            functions = [f for f in (self.impl_fn, self.functional_fn, self._predicate) if f is not None]
+            given = (self.impl_fn, self.functional_fn, self.pair_fn, self._predicate)
+            functions = [function for function in given if function is not None]
             parts = (
                 self.op.name,
                 self.op.schema,
@@ -194,7 +210,7 @@ class IrOpImpl:
                 self.version,
                 torch.__version__,
                 _triton_version(),
-                str((self.inplace, self.batch_invariant, self.opaque)),
+                str((self.inplace, self.batch_invariant, self.opaque, self.offers_pair)),
                 sources.digest(functions, self._modules),
             )
             self._digest = hashlib.sha256("\0".join(parts).encode()).hexdigest()
@@ -240,6 +256,21 @@ def check_schema(op: IrOp, provider: str, impl_fn: Callable[..., Any]) -> None:
             why=f"The op has       {op.schema}\n'{provider}' has  {schema}",
             fix="Give it the native implementation's parameter names, annotations and defaults.",
         )
+
+
+def check_pair(op: IrOp, provider: str, pair: Any) -> None:
+    """Raise :class:`SchemaError` unless ``pair`` takes two argument lists by position."""
+    what = f"pair of implementation '{provider}' of op '{op.name}'"
+    if not callable(pair):
+        raise SchemaError(f"{what} is {pair!r}, which cannot be called.")
+    try:
+        inspect.signature(pair).bind((), ())
+    except TypeError as error:
+        raise SchemaError(
+            f"{what} cannot be called with two argument lists.",
+            why=str(error),
+            fix="Define it as pair(first, second): each a complete list of the op's arguments.",
+        ) from None
 
 
 def check_predicate(op: IrOp, provider: str, predicate: Callable[..., Any]) -> None:

@@ -20,7 +20,7 @@ from ir_core.errors import (
     SchemaError,
     UnknownProviderError,
 )
-from ir_core.impl import IrOpImpl, schema_of
+from ir_core.impl import IrOpImpl, Pair, schema_of
 from ir_core.policy import OpPolicy, Policy
 from ir_core.registry import OPS, RESERVED_PROVIDERS, check_name
 from ir_core.selection import NATIVE
@@ -138,6 +138,7 @@ class IrOp:
         opaque: bool = False,
         canonical: bool = False,
         functional: Callable[..., Any] | None = None,
+        pair: Pair | None = None,
     ) -> Callable[[Callable[..., Any]], IrOpImpl]:
         """Decorator that registers an implementation of this op.
 
@@ -155,6 +156,9 @@ class IrOp:
                 not.
             functional: with ``inplace``, the same with the same bits into memory of its own, for calls whose inputs
                 must stay; without it such calls work on copies.
+            pair: ``pair(first, second)`` does two calls in one launch, given the complete arguments of each, and
+                returns what both return: with functional semantics and the bits of two calls. A compiled graph may
+                run neighbouring calls through it (the q and k norms of an attention layer).
 
         Raises:
             InvalidNameError, ReservedProviderError, DuplicateError, SchemaError: it does not fit the op.
@@ -179,6 +183,7 @@ class IrOp:
                 opaque=opaque,
                 canonical=canonical,
                 functional=functional,
+                pair=pair,
             )
 
         return register

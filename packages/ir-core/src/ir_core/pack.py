@@ -50,6 +50,7 @@ class ImplSpec:
         sources: further modules whose text decides its bits.
         functional: ``"module:function"`` that does what an ``inplace`` one does, with the same bits, into memory of
             its own; for calls whose inputs must stay. Without it they work on copies.
+        pair: ``"module:function"`` that does two calls in one launch (:meth:`ir_core.IrOp.register_impl`).
     """
 
     op: str
@@ -63,6 +64,7 @@ class ImplSpec:
     canonical: bool = False
     sources: tuple[str, ...] = ()
     functional: str | None = None
+    pair: str | None = None
 
 
 @dataclass(frozen=True)
@@ -131,6 +133,8 @@ def _parse_spec(data: object) -> ImplSpec:
                 f"{what} has a functional form beside it and is functional.",
                 fix="Say inplace=True of the form that writes into its inputs, or drop functional.",
             )
+    if data.get("pair") is not None:
+        _check_path(data["pair"], f"pair of {what}")
     for key in ("batch_invariant", "inplace", "opaque", "canonical"):
         if data.get(key) not in (None, True, False):
             raise PackError(f"{what} has {key}={data[key]!r}.", fix="It is True or False.")
@@ -152,6 +156,7 @@ def _parse_spec(data: object) -> ImplSpec:
         canonical=bool(data.get("canonical")),
         sources=tuple(data.get("sources", ())),
         functional=data.get("functional"),
+        pair=data.get("pair"),
     )
 
 

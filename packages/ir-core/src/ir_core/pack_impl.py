@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ir_core.errors import PackError
 from ir_core.failure import capture, distribution_of
-from ir_core.impl import IrOpImpl, check_predicate, check_schema
+from ir_core.impl import IrOpImpl, Pair, check_pair, check_predicate, check_schema
 from ir_core.locks import fork_safe_rlock
 
 if TYPE_CHECKING:
@@ -46,6 +46,7 @@ class PackImpl(IrOpImpl):
         self._spec, self._point = spec, point
         self._loaded: Callable[..., Any] | None = None
         self._loaded_functional: Callable[..., Any] | None = None
+        self._loaded_pair: Pair | None = None
         self._failure: PackError | None = None
         self._predicate_loaded = False
         self._lazy_predicate: Callable[..., Any] | None = None
@@ -87,6 +88,16 @@ class PackImpl(IrOpImpl):
         return self._loaded_functional
 
     @property
+    def pair_fn(self) -> Pair | None:  # type: ignore[override]
+        """What does two calls in one launch; imports it.
+
+        Raises:
+            PackError: it cannot be imported or does not fit the op.
+        """
+        self.load()
+        return self._loaded_pair
+
+    @property
     def _predicate(self) -> Callable[..., Any] | None:  # type: ignore[override]
         if self._spec.supports_args is not None and not self._predicate_loaded:
             with _lock:
@@ -96,6 +107,10 @@ class PackImpl(IrOpImpl):
     @property
     def supports_all_args(self) -> bool:
         return self._spec.supports_args is None
+
+    @property
+    def offers_pair(self) -> bool:
+        return self._spec.pair is not None
 
     def load(self) -> None:
         """Import the function and check it against the op, once.
@@ -115,6 +130,10 @@ class PackImpl(IrOpImpl):
                 functional = resolve(self._spec.functional)
                 check_schema(self.op, self.provider, functional)
                 self._loaded_functional = functional
+            if self._spec.pair is not None:
+                pair = resolve(self._spec.pair)
+                check_pair(self.op, self.provider, pair)
+                self._loaded_pair = pair
             self._loaded = fn
 
     def _load_predicate(self) -> None:

@@ -8,7 +8,7 @@ Every number here has its reason beside it: a compile-time one (what ptxas repor
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from ir_core.ops.canonical import canonical_layout
@@ -134,6 +134,7 @@ def _rows(padded: int) -> int:
 
 
 _POINTERS = ("x_ptr", "residual_ptr", "w_ptr", "y_ptr", "sum_ptr")
+_PAIR_POINTERS = ("x_ptr", "w_ptr", "y_ptr", "x2_ptr", "w2_ptr", "y2_ptr")
 _STRIDES = ("x_outer", "x_inner", "r_outer", "r_inner", "y_outer", "y_inner", "s_outer", "s_inner")
 
 
@@ -218,6 +219,39 @@ def rms_spec(
         maxnreg=REGISTERS if tight else None,
         fp_fusion=not canonical,
         pdl=pdl,
+    )
+
+
+def pair_spec(
+    d: int, x: str, w: str, *, canonical: bool, pdl: bool = False, interpret: bool | None = None
+) -> KernelSpec:
+    """The kernel of two rms_norms of aligned rows of ``d`` elements, at most ``SHORT_ROW``, with a weight each.
+
+    The flags are those of :func:`rms_spec`.
+    """
+    one = rms_spec(
+        d,
+        d,
+        x,
+        w,
+        aligned=True,
+        inner=True,
+        residual=False,
+        canonical=canonical,
+        pdl=pdl,
+        interpret=interpret,
+    )
+    fixed = ("ALIGNED", "LATE", "INNER", "HAS_RESIDUAL", "HAS_WEIGHT")
+    return replace(
+        one,
+        kernel="rms_pair",
+        signature=(
+            *((name, f"*{w if name in ('w_ptr', 'w2_ptr') else x}") for name in _PAIR_POINTERS),
+            *((name, "i32") for name in ("rows", "rows2", "inner", "inner2")),
+            *((name, "i64") for name in ("x_outer", "x_inner", "x2_outer", "x2_inner")),
+            ("epsilon", "fp32"),
+        ),
+        constants=tuple((name, value) for name, value in one.constants if name not in fixed),
     )
 
 

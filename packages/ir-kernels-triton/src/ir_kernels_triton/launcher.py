@@ -45,10 +45,14 @@ class Kernel:
 
     def __call__(self, tensors: tuple[Tensor, ...], rows: int, scalars: tuple[Scalar, ...]) -> None:
         """Launch over ``rows`` rows on the current stream: pointers, number of rows, then ``scalars``."""
-        if self._launch.takes_pointers:
-            self.launch(rows, (*[t.data_ptr() for t in tensors], rows, *scalars))
-        else:
-            self.launch(rows, (*tensors, rows, *scalars))
+        self.launch(rows, (*self._given(tensors), rows, *scalars))
+
+    def over(self, programs: int, tensors: tuple[Tensor, ...], scalars: tuple[Scalar, ...]) -> None:
+        """Launch ``programs`` programs on the current stream: pointers, then ``scalars``."""
+        self.launch(programs * self._rows, (*self._given(tensors), *scalars))
+
+    def _given(self, tensors: tuple[Tensor, ...]) -> tuple[Any, ...]:
+        return tuple(t.data_ptr() for t in tensors) if self._launch.takes_pointers else tensors
 
     def launch(self, rows: int, args: tuple[Any, ...]) -> None:
         """The same with all arguments as the kernel takes them, tensors as addresses."""

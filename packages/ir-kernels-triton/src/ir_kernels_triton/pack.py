@@ -11,15 +11,17 @@ SHARED: Final = ("rms_kernel", "tree", "rows", "launch_config", "launcher", "com
 
 
 def _implementation(
-    op: str, provider: str, module: str, kernel: str, *, inplace: bool = False
+    op: str, provider: str, module: str, kernel: str, *, inplace: bool = False, pair: str | None = None
 ) -> dict[str, Any]:
     invariant = provider == "triton_batch_invariant"
-    function = f"ir_kernels_triton.{module}:{op}{'_batch_invariant' if invariant else ''}"
+    name = f"{op}{'_batch_invariant' if invariant else ''}"
+    function = f"ir_kernels_triton.{module}:{name}"
     return {
         "op": op,
         "provider": provider,
         "impl": function,
         "functional": f"{function}_functional" if inplace else None,
+        "pair": f"ir_kernels_triton.{pair}:{name}_pair" if pair else None,
         "batch_invariant": invariant,
         "inplace": inplace,
         "opaque": True,
@@ -29,7 +31,7 @@ def _implementation(
         "sources": [
             "ir_core.ops.canonical",
             "ir_core.ops.activation",
-            *(f"ir_kernels_triton.{name}" for name in (module, kernel, *SHARED)),
+            *(f"ir_kernels_triton.{name}" for name in (module, pair, kernel, *SHARED) if name),
         ],
     }
 
@@ -41,7 +43,7 @@ PACK: Final[dict[str, Any]] = {
         offer
         for provider in ("triton_batch_invariant", "triton")
         for offer in (
-            _implementation("rms_norm", provider, "rms_norm", "rms_kernel"),
+            _implementation("rms_norm", provider, "rms_norm", "rms_kernel", pair="rms_pair"),
             _implementation("fused_add_rms_norm", provider, "rms_norm", "rms_kernel", inplace=True),
             _implementation("gelu_and_mul_sparse", provider, "gelu_and_mul_sparse", "gelu_kernel"),
         )

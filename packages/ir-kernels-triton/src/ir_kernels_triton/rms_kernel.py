@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The kernels of rms_norm and fused_add_rms_norm: whole rows in registers, or two passes over long rows.
+"""The kernels of rms_norm and fused_add_rms_norm: whole rows in registers (of one call, or of two), or two passes over
+long rows.
 
 Arguments are never specialised (see ``launcher.py``): alignment is promised by ``ALIGNED``, and nothing else of a
 call's layout reaches the compiler.
@@ -45,6 +46,25 @@ ARGUMENTS = [
 ]
 """Everything that is not a constant; kept from specialisation also where Triton's own JIT launches the kernel."""
 
+PAIR_ARGUMENTS = [
+    "x_ptr",
+    "w_ptr",
+    "y_ptr",
+    "x2_ptr",
+    "w2_ptr",
+    "y2_ptr",
+    "rows",
+    "rows2",
+    "inner",
+    "inner2",
+    "x_outer",
+    "x_inner",
+    "x2_outer",
+    "x2_inner",
+    "epsilon",
+]
+"""The same of the kernel for two calls."""
+
 FIRST_WAVE = tl.constexpr(132)
 """Programs that find a free processor each (an H100 or H200 has 132): those that dependent launch starts early."""
 
@@ -78,7 +98,7 @@ def _weigh(y, w, X_DTYPE: tl.constexpr, HAS_WEIGHT: tl.constexpr, INTERPRET: tl.
 
 @triton.jit
 def _touch_rows(
-    x_ptr, residual_ptr, w_ptr, rows, inner, x_outer, x_inner, r_outer, r_inner, N: tl.constexpr,
+    program, x_ptr, residual_ptr, w_ptr, rows, inner, x_outer, x_inner, r_outer, r_inner, N: tl.constexpr,
     PADDED: tl.constexpr, R: tl.constexpr, INNER: tl.constexpr, HAS_RESIDUAL: tl.constexpr, HAS_WEIGHT: tl.constexpr,
 ):  # fmt: skip
     """Bring what this program is going to read into the L2 cache, while the kernel ahead still runs.
@@ -88,8 +108,7 @@ def _touch_rows(
     """
     LINE: tl.constexpr = 1024 // x_ptr.dtype.element_ty.primitive_bitwidth  # elements in 128 bytes
     LINES: tl.constexpr = (PADDED + LINE - 1) // LINE
-    program = tl.program_id(0)
-    if program < FIRST_WAVE:
+    if tl.program_id(0) < FIRST_WAVE:
         line = tl.arange(0, R * LINES)
         row = tl.minimum(program * R + line // LINES, rows - 1)
         col = tl.minimum(line % LINES * LINE, N - 1)
@@ -102,9 +121,9 @@ def _touch_rows(
                 touch(w_ptr + tl.minimum(line * LINE, N - 1))
 
 
-@triton.jit(do_not_specialize=ARGUMENTS, do_not_specialize_on_alignment=ARGUMENTS)
-def rms_tile(
-    x_ptr, residual_ptr, w_ptr, y_ptr, sum_ptr, rows, inner,
+@triton.jit
+def _tile(
+    program, x_ptr, residual_ptr, w_ptr, y_ptr, sum_ptr, rows, inner,
     x_outer, x_inner, r_outer, r_inner, y_outer, y_inner, s_outer, s_inner, epsilon,
     N: tl.constexpr, C: tl.constexpr, R: tl.constexpr, W: tl.constexpr, T: tl.constexpr, H: tl.constexpr,
     Q: tl.constexpr, VEC: tl.constexpr, X_BYTES: tl.constexpr, W_BYTES: tl.constexpr, ALIGNED: tl.constexpr,
@@ -117,15 +136,15 @@ def rms_tile(
     ``ALIGNED``: every tensor keeps the promise of ``addresses``; otherwise only the outputs do.
     """
     X_DTYPE: tl.constexpr = x_ptr.dtype.element_ty
-    row = tl.program_id(0) * R + (tl.arange(0, R * T) // T)[None, :]
+    row = program * R + (tl.arange(0, R * T) // T)[None, :]
     col = columns(C, H, R, T, Q)
     mask = inside(col, row, rows, N, R, VEC)
     if PDL:
         if tl.num_programs(0) <= FIRST_WAVE:  # earlier than below; a large launch would crowd out itself
             gdc_launch_dependents()
         _touch_rows(
-            x_ptr, residual_ptr, w_ptr, rows, inner, x_outer, x_inner, r_outer, r_inner, N, H * C * T, R, INNER,
-            HAS_RESIDUAL, HAS_WEIGHT,
+            program, x_ptr, residual_ptr, w_ptr, rows, inner, x_outer, x_inner, r_outer, r_inner, N, H * C * T, R,
+            INNER, HAS_RESIDUAL, HAS_WEIGHT,
         )  # fmt: skip
         gdc_wait()
     x_row = row_offsets(row, INNER, inner, x_outer, x_inner)
@@ -155,6 +174,49 @@ def rms_tile(
     y = _weigh(x * over_rows(_rstd(total, epsilon, N, CANONICAL), T), w, X_DTYPE, HAS_WEIGHT, INTERPRET)
     y_row = row_offsets(row, INNER, inner, y_outer, y_inner)
     tl.store(addresses(y_ptr, y_row + col, VEC, X_BYTES, True), y, mask=mask)
+
+
+@triton.jit(do_not_specialize=ARGUMENTS, do_not_specialize_on_alignment=ARGUMENTS)
+def rms_tile(
+    x_ptr, residual_ptr, w_ptr, y_ptr, sum_ptr, rows, inner,
+    x_outer, x_inner, r_outer, r_inner, y_outer, y_inner, s_outer, s_inner, epsilon,
+    N: tl.constexpr, C: tl.constexpr, R: tl.constexpr, W: tl.constexpr, T: tl.constexpr, H: tl.constexpr,
+    Q: tl.constexpr, VEC: tl.constexpr, X_BYTES: tl.constexpr, W_BYTES: tl.constexpr, ALIGNED: tl.constexpr,
+    LATE: tl.constexpr, INNER: tl.constexpr, HAS_RESIDUAL: tl.constexpr, HAS_WEIGHT: tl.constexpr,
+    CANONICAL: tl.constexpr, PDL: tl.constexpr, INTERPRET: tl.constexpr,
+):  # fmt: skip
+    """Whole rows of one tensor, ``R`` a program."""
+    _tile(
+        tl.program_id(0), x_ptr, residual_ptr, w_ptr, y_ptr, sum_ptr, rows, inner,
+        x_outer, x_inner, r_outer, r_inner, y_outer, y_inner, s_outer, s_inner, epsilon,
+        N, C, R, W, T, H, Q, VEC, X_BYTES, W_BYTES, ALIGNED, LATE, INNER, HAS_RESIDUAL, HAS_WEIGHT, CANONICAL, PDL,
+        INTERPRET,
+    )  # fmt: skip
+
+
+@triton.jit(do_not_specialize=PAIR_ARGUMENTS, do_not_specialize_on_alignment=PAIR_ARGUMENTS)
+def rms_pair(
+    x_ptr, w_ptr, y_ptr, x2_ptr, w2_ptr, y2_ptr, rows, rows2, inner, inner2,
+    x_outer, x_inner, x2_outer, x2_inner, epsilon,
+    N: tl.constexpr, C: tl.constexpr, R: tl.constexpr, W: tl.constexpr, T: tl.constexpr, H: tl.constexpr,
+    Q: tl.constexpr, VEC: tl.constexpr, X_BYTES: tl.constexpr, W_BYTES: tl.constexpr, CANONICAL: tl.constexpr,
+    PDL: tl.constexpr, INTERPRET: tl.constexpr,
+):  # fmt: skip
+    """Whole rows of two tensors with a weight each: the programs behind those of the first take the second.
+
+    Every tensor keeps the promise of alignment, rows have two strides, and results lie one row after the other.
+    """
+    program = tl.program_id(0)
+    first = (rows + R - 1) // R
+    if program >= first:
+        program -= first
+        x_ptr, w_ptr, y_ptr = x2_ptr, w2_ptr, y2_ptr
+        rows, inner, x_outer, x_inner = rows2, inner2, x2_outer, x2_inner
+    _tile(
+        program, x_ptr, x_ptr, w_ptr, y_ptr, x_ptr, rows, inner,
+        x_outer, x_inner, 0, 0, inner.to(tl.int64) * N, N, 0, 0, epsilon,
+        N, C, R, W, T, H, Q, VEC, X_BYTES, W_BYTES, True, False, True, False, True, CANONICAL, PDL, INTERPRET,
+    )  # fmt: skip
 
 
 @triton.jit

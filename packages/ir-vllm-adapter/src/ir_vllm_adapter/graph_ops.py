@@ -5,6 +5,7 @@
 ``<op>``                       ir-core selects at the call; for graphs where vLLM has no IR op
 ``<op>__<provider>``           one implementation: what vLLM's lowering pass puts in place of its IR op
 ``<op>__<provider>__inplace``  an in-place implementation, writing into its activations; returns nothing
+``<op>__<provider>__pair``     two calls of one implementation in one launch (``pairing.py``)
 =============================  ==========================================================================
 
 A graph never looks inside, so that its bits are those of the eager call. There is no autograd kernel: vLLM runs
@@ -25,8 +26,12 @@ if TYPE_CHECKING:
 
 NAMESPACE: Final = "ir_vllm"
 INPLACE: Final = "__inplace"
+PAIR: Final = "__pair"
 
 _defined: dict[str, Any] = {}
+
+PAIRS: Final[dict[Any, Any]] = {}
+"""``<op>__<provider>`` to ``<op>__<provider>__pair``, for implementations that offer it."""
 
 
 def _define(name: str, schema: str, kernel: Callable[..., Any], fake: Callable[..., Any]) -> Any:
@@ -67,7 +72,33 @@ def functional(op: IrOp, impl: IrOpImpl) -> Any:
         CALLS[key] += 1
         return impl.func_impl_fn(*args)
 
-    return _define(f"{op.name}__{impl.provider}", op.schema, kernel, _meaning(op))
+    node = _define(f"{op.name}__{impl.provider}", op.schema, kernel, _meaning(op))
+    if impl.offers_pair and op.schema.endswith("-> Tensor"):
+        PAIRS[node] = _pair(op, impl)  # here, because a process may take a compiled graph from vLLM's cache
+    return node
+
+
+def _pair(op: IrOp, impl: IrOpImpl) -> Any:
+    """``ir_vllm::<op>__<provider>__pair``: the arguments of one call, then those of another.
+
+    Counts both calls, and how often two were one launch.
+    """
+    key, count, native = f"graph:{op.name}/{impl.provider}", len(op.params), _meaning(op)
+    pairs = f"{key} in pairs"
+
+    def kernel(*args: Any) -> Any:
+        CALLS[key] += 2
+        CALLS[pairs] += 1
+        both: Any = impl.pair_fn
+        return both(args[:count], args[count:])
+
+    def fake(*args: Any) -> Any:
+        return native(*args[:count]), native(*args[count:])
+
+    arguments, _, result = op.schema.partition(" -> ")
+    listed = [argument.partition("=")[0] for argument in arguments.strip("()").split(", ")]
+    twice = ", ".join([*listed, *(f"{argument}_of_second" for argument in listed)])
+    return _define(f"{op.name}__{impl.provider}{PAIR}", f"({twice}) -> ({result}, {result})", kernel, fake)
 
 
 def inplace(op: IrOp, impl: IrOpImpl) -> Any:

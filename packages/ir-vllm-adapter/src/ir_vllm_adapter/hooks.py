@@ -6,6 +6,7 @@
 ``IrOpPriorityConfig.set_default`` / ``set_priority``  worker start (0.26 on) / every forward pass (0.20)
 ``IrOp.set_default`` / ``set_priority``                any list that reaches an op
 ``WorkerWrapperBase.init_device``                      a worker's life (``worker.py``)
+``VllmIRLoweringPass.__call__``                        a compiled worker: neighbouring norms (``pairing.py``)
 =====================================================  ===================================================
 
 A module of vLLM that is not imported yet is left alone: the plug-in function takes milliseconds. The front end's hook
@@ -20,11 +21,12 @@ import sys
 from collections.abc import Callable
 from typing import Any, Final
 
-from ir_vllm_adapter import compat, fusion, ir_seam, log, worker
+from ir_vllm_adapter import compat, fusion, ir_seam, log, pairing, worker
 
 CONFIG: Final = "vllm.config.kernel"
 IR: Final = "vllm.ir.op"
 WORKER: Final = "vllm.v1.worker.worker_base"
+LOWERING: Final = "vllm.compilation.passes.ir.lowering_pass"
 
 _MARK: Final = "_ir_vllm_adapter_wraps"
 _wrapped: list[tuple[Any, str, Any]] = []
@@ -69,6 +71,14 @@ def attach_all() -> None:
         log.guarded("offer its providers to vLLM's IR", ir_seam.prepare)
     _import(WORKER)
     attach()
+
+
+def attach_lowering() -> None:
+    """Wrap vLLM's lowering pass; only a worker that compiles imports it."""
+    if compat.ir_present():
+        _import(LOWERING)
+        if module := _imported(LOWERING):
+            wrap(module.VllmIRLoweringPass, "__call__", pairing.around_lowering)
 
 
 def _imported(name: str) -> Any:

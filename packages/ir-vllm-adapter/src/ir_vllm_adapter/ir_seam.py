@@ -170,7 +170,9 @@ def provider_uuid(impl: IrOpImpl) -> str:
 def _own_digest() -> str:
     """The modules of the adapter that stand between vLLM and the implementation."""
     folder = Path(__file__).parent
-    text = "\0".join((folder / name).read_text("utf-8") for name in ("ir_seam.py", "graph_ops.py"))
+    text = "\0".join(
+        (folder / name).read_text("utf-8") for name in ("ir_seam.py", "graph_ops.py", "pairing.py")
+    )
     return hashlib.sha256(text.encode()).hexdigest()
 
 

@@ -54,7 +54,7 @@ CHECKS: Final[dict[str, tuple[tuple[str, ...], str]]] = {
     ),
     "compiled": (("compiled",), "Register it with opaque=True, or find what the compiler does differently."),
     "invariance": (
-        ("repetition", "neighbours", "position", "memory", "rows", "inplace", "graph"),
+        ("repetition", "neighbours", "position", "memory", "rows", "inplace", "pair", "graph"),
         "Fix the order of every reduction by the number of columns alone.",
     ),
 }

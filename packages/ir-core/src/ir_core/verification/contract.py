@@ -131,6 +131,32 @@ def numerics(subject: Subject, call: Call) -> str | None:
     return None
 
 
+def pair(subject: Subject, call: Call) -> str | None:
+    """Two calls in one launch have the bits of two calls, the second with another number of rows."""
+    impl = subject.impl
+    if impl.pair_fn is None:
+        return None
+    calls = (call, call.but(rows=2 * call.rows + 1, start=call.start + call.rows))
+    wanted = [_flat(impl.func_impl_fn(*subject.arguments(c))) for c in calls]
+    given = [subject.arguments(c) for c in calls]
+    before = [[arg.clone() if isinstance(arg, Tensor) else None for arg in args] for args in given]
+    results = impl.pair_fn(given[0], given[1])
+    if not isinstance(results, tuple) or len(results) != 2:
+        return f"its pair returns {type(results).__name__} and not the results of two calls"
+    for number, (result, expected) in enumerate(zip(results, wanted, strict=True)):
+        found = _flat(result)
+        if len(found) != len(expected) or not all(
+            a.dtype == b.dtype and _strides(a) == _strides(b) and _same(a, b)
+            for a, b in zip(found, expected, strict=True)
+        ):
+            return f"call {number} of two in one launch differs from the same call alone"
+    for args, copies in zip(given, before, strict=True):
+        for arg, old in zip(args, copies, strict=True):
+            if old is not None and not _same(arg, old):
+                return "its pair changes an input"
+    return None
+
+
 def opcheck(subject: Subject, call: Call) -> str | None:
     """``torch.library.opcheck`` on the torch op that calls this implementation."""
     overload = subject.op._library.provider(subject.impl.provider)
@@ -185,6 +211,7 @@ CHECKS: Final[dict[str, Callable[[Subject, Call], str | None]]] = {
     "numerics": numerics,
     "fake": fake,
     "threads": threads,
+    "pair": pair,
     "opcheck": opcheck,
 }
 """Contract probes by name, cheap ones first."""

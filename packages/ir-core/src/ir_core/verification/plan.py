@@ -39,7 +39,7 @@ SHIFTS: Final = (1, 2, 3, 16, 35)
 
 ATTRIBUTION: Final = (
     "selection", "inputs", "aliasing", "repetition", "threads", "neighbours", "position", "memory", "rows",
-    "inplace", "compiled", "graph", "history", "runs", "numerics", "fake", "opcheck",
+    "inplace", "pair", "compiled", "graph", "history", "runs", "numerics", "fake", "opcheck",
 )  # fmt: skip
 """Probes, the most specific first. Each holds fixed what the ones before it vary, so the first that refutes names
 the cause: a kernel that treats odd rows differently is also seen by ``rows``, and ``position`` says why."""
@@ -52,6 +52,7 @@ INVARIANCE: Final = frozenset(
         "memory",
         "rows",
         "inplace",
+        "pair",
         "compiled",
         "graph",
         "history",

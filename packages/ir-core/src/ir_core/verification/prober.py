@@ -160,7 +160,7 @@ class Prober:
         if case.call.before == "interleaved":
             seconds += 4 * self.subject.cost(case.call)
         if case.probe in contract.CHECKS:
-            return {"opcheck": 2.0, "threads": 28 * seconds}.get(case.probe, 2 * seconds)
+            return {"opcheck": 2.0, "threads": 28 * seconds, "pair": 8 * seconds}.get(case.probe, 2 * seconds)
         return seconds
 
     # -- running and recording -----------------------------------------------------------------------------

@@ -105,6 +105,9 @@ def contract_probes(p: Prober, setting: Setting) -> Steps:
     cases = [Case("fake", call.but(rows=6, layout=layout)) for layout in layouts]
     yield from p.pairs("fake", "", cases)
     yield from p.pairs("threads", "", [Case("threads", call.but(rows=9))])
+    if p.impl.pair_fn is not None:
+        layouts = ("contiguous", "odd_slice", "batched", "row_strided")
+        yield from p.pairs("pair", "", [Case("pair", call.but(layout=layout)) for layout in layouts])
 
 
 def invariance(p: Prober, setting: Setting, thorough: bool) -> Steps:

@@ -13,7 +13,14 @@ from dataclasses import dataclass, replace
 from itertools import product
 from typing import Final
 
-from ir_kernels_triton.launch_config import COPY_MISALIGNED_FROM, PDL, KernelSpec, gelu_spec, rms_spec
+from ir_kernels_triton.launch_config import (
+    COPY_MISALIGNED_FROM,
+    PDL,
+    KernelSpec,
+    gelu_spec,
+    pair_spec,
+    rms_spec,
+)
 
 TARGETS: Final = ("sm80", "sm86", "sm89", "sm90", "sm100", "sm120")
 CORE: Final = (128, 1024, 4096, 7168, 16384)
@@ -61,6 +68,13 @@ def _rms(d: int, x: str, w: str | None, residual: bool, canonical: bool, aligned
     return Case(group, variant.strip(), spec, _vectors(spec, d, x, tensors), canonical)
 
 
+def _pair(d: int, x: str, w: str, canonical: bool) -> Case:
+    """Two calls in one launch: to the row a variant of one call."""
+    spec = pair_spec(d, x, w, canonical=canonical, pdl=PDL, interpret=False)
+    group = f"rms {d} {x}*{w}" + ("" if canonical else " plain")
+    return Case(group, "pair", spec, _vectors(spec, d, x, 2), canonical)
+
+
 def _gelu(d: int, x: str, tanh: bool, canonical: bool, inner: bool) -> Case:
     spec = gelu_spec(d, x, inner=inner, tanh=tanh, canonical=canonical, interpret=False)
     group = f"gelu {d} {x} {'tanh' if tanh else 'erf'}" + ("" if canonical else " plain")
@@ -96,6 +110,10 @@ def cases(*, core: bool = False) -> Iterator[Case]:
         yield _rms(d, "bf16", "bf16", True, True, True, False, n)
     for d, residual in product((4096,) if core else (128, 1024, 4096, 8192, 16384, 32768), BOTH):
         yield _rms(d, "bf16", "bf16", residual, False, True, False)
+    for d, (x, w) in product((128,) if core else (1, 64, 128, 256, 512), (("bf16", "bf16"), *PAIRS[:4])):
+        if d == 128 or x == w == "bf16":
+            yield _pair(d, x, w, True)
+    yield _pair(128, "bf16", "bf16", False)
     for d, x, tanh in product((2048,) if core else (128, 2048, 8192, 16384, 40000), ("bf16", "fp32"), BOTH):
         for inner in (False,) if core else BOTH:
             yield _gelu(d, x, tanh, True, inner)
