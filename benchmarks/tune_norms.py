@@ -5,8 +5,8 @@
 
 For each row length the table's choice and its neighbours (tile height, warps, registers, late weights, dependent
 launch) are compiled, checked for portable's bits, and timed as in norms.py; what spills is named and left out.
-results/tune_norms.json keeps all. Nothing here runs in a call: a better configuration becomes a number, with its
-reason, in launch_config.py.
+results/tune_norms.json keeps all, point by point. Nothing here runs in a call: a better configuration becomes a number,
+with its reason, in launch_config.py.
 """
 
 from __future__ import annotations
@@ -111,6 +111,12 @@ def main() -> None:
     specs = [spec for alternatives in asked.values() for spec in alternatives.values()]
     with ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn")) as pool:
         spills = dict(zip(specs, pool.map(spilled, specs), strict=True))
+    left_out = {
+        f"{op} {n}: {name}": f"spills {spills[spec]} bytes"
+        for (op, n), alternatives in asked.items()
+        for name, spec in alternatives.items()
+        if spills[spec]
+    }
     results: dict[str, dict[str, Any]] = {}
     for point in POINTS:
         fit = {}
@@ -123,17 +129,11 @@ def main() -> None:
             fit[name] = made
         times = norms.measure(point, fit)
         results[point.name] = times
+        common.save("tune_norms", {"us": results, "left out": left_out})
         best = min((name for name in times if name != "copy"), key=lambda name: times[name])
         better = "" if times[best] > 0.98 * times["table"] else f", {best} {times[best]:.2f} us"
         print(f"{point.name}: copy {times['copy']:.2f} us, table {times['table']:.2f} us{better}", flush=True)
         torch.cuda.empty_cache()
-    left_out = {
-        f"{op} {n}: {name}": f"spills {spills[spec]} bytes"
-        for (op, n), alternatives in asked.items()
-        for name, spec in alternatives.items()
-        if spills[spec]
-    }
-    print(f"written: {common.save('tune_norms', {'us': results, 'left out': left_out})}")
 
 
 if __name__ == "__main__":

@@ -314,18 +314,26 @@ def test_direct_launch_speaks_to_triton_as_it_is(
     )  # fmt: skip
     kernel = compat.compile_for(spec, GPUTarget("cuda", 90, 32))
     given: list[tuple[Any, ...]] = []
-    run = CudaLauncher.__new__(CudaLauncher)
-    run.launch = lambda *args: given.append(args)
-    run.global_scratch_size = run.profile_scratch_size = 0
-    run.global_scratch_align = run.profile_scratch_align = 1
-    run.num_ctas, run.launch_cooperative_grid, run.launch_pdl = 1, False, kernel.metadata.launch_pdl
-    run.arg_annotations, run.kernel_signature = ("annotations",), b"signature"
-    if triton.__version__ < "3.7":
-        del run.arg_annotations, run.kernel_signature
+    scratch = 0
+
+    def launcher_for(source: Any, metadata: Any) -> CudaLauncher:
+        made = CudaLauncher.__new__(CudaLauncher)
+        made.launch = lambda *args: given.append(args)
+        made.global_scratch_size, made.profile_scratch_size = scratch, 0
+        made.global_scratch_align = made.profile_scratch_align = 1
+        made.num_ctas, made.launch_cooperative_grid, made.launch_pdl = 1, False, metadata.launch_pdl
+        if triton.__version__ >= "3.7":
+            made.arg_annotations, made.kernel_signature = tuple(source.signature.values()), b"signature"
+        made.takes = len(source.signature)
+        return made
+
+    run = launcher_for(kernel.src, kernel.metadata)
     monkeypatch.setattr(CompiledKernel, "run", run)
     kernel.function = 77
     monkeypatch.setattr(compat, "compile_for", lambda spec, target: kernel)
-    active = type("Driver", (), {"get_current_target": lambda self: None})()
+    active = type(
+        "Driver", (), {"get_current_target": lambda self: None, "launcher_cls": staticmethod(launcher_for)}
+    )()
     monkeypatch.setattr(triton.runtime.driver, "_active", active)
     monkeypatch.setattr(torch._C, "_cuda_getCurrentRawStream", lambda device: 5, raising=False)
     seen: list[Any] = []
@@ -338,9 +346,12 @@ def test_direct_launch_speaks_to_triton_as_it_is(
     names = list(kernel.src.signature)
     assert names[: len(spec.signature)] == [name for name, _ in spec.signature]
     tail = tuple(dict(spec.constants)[name] for name in names[len(spec.signature) :])
-    about = ("about", seen.append, None) if hooked else (None, None, None)
-    run(3, 1, 1, 5, 77, kernel.packed_metadata, *about, *args, *tail)
-    run.global_scratch_size = 16  # needs more than a call
+    assert run.takes == len(args) + len(tail) and launch._lean.takes == len(args)
+    if hooked:
+        run(3, 1, 1, 5, 77, kernel.packed_metadata, "about", seen.append, None, *args, *tail)
+    else:  # the one without constants, as Triton would call it
+        launch._lean(3, 1, 1, 5, 77, kernel.packed_metadata, None, None, None, *args)
+    scratch = 16  # needs more than a call
     monkeypatch.setattr(CompiledKernel, "run", lambda *given: complete.append(given))
     complete: list[Any] = []
     compat.DirectLaunch(spec).short(spec.rows, 0)(1, args)

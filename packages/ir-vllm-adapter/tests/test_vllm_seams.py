@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 import ir_core
 from ir_core import policy as core_policy
@@ -146,6 +147,41 @@ def test_every_implementation_becomes_a_provider(invariant: pytest.MonkeyPatch) 
                 continue
             assert theirs.impls[provider].batch_invariant == impl.batch_invariant
             assert theirs.impls[provider].uuid() == ir_seam.provider_uuid(impl)
+
+
+def test_vllms_lowering_pass_joins_the_q_and_k_norms(invariant: pytest.MonkeyPatch) -> None:
+    """The real pass, hooked as in a worker, on a graph with vLLM's own op; the bits are those of two calls."""
+    from torch.fx.experimental.proxy_tensor import make_fx
+    from vllm.compilation.passes.ir.lowering_pass import VllmIRLoweringPass
+    from vllm.config import set_current_vllm_config
+
+    hooks.attach_lowering()
+    hooks.attach_lowering()
+    config = vllm_config()
+    lowering = VllmIRLoweringPass(config)
+    norm = ops()["rms_norm"].torch_op
+
+    def attention(qkv: Tensor, w: Tensor, w2: Tensor) -> tuple[Tensor, ...]:
+        q, k, _ = qkv.split([64, 32, 32], -1)
+        return norm(q.unflatten(-1, (2, 32)), w, EPS).flatten(-2), norm(
+            k.unflatten(-1, (1, 32)), w2, EPS
+        ).flatten(-2)
+
+    given = torch.randn(5, 128), torch.randn(32), torch.randn(32)
+    with set_current_vllm_config(config), ops()["rms_norm"].set_priority([INVARIANT]):
+        traced = make_fx(attention, tracing_mode="fake")(*given)
+        lowering(traced.graph)
+    traced.graph.lint()
+    traced.recompile()
+    targets = [str(node.target) for node in traced.graph.nodes if "rms_norm" in str(node.target)]
+    assert targets == [f"ir_vllm.rms_norm__{INVARIANT}__pair.default"]
+    assert lowering.selected_impls["rms_norm"] and log.LINES == []
+    qkv, *weights = given
+    views = qkv[:, :64].unflatten(-1, (2, 32)), qkv[:, 64:96].unflatten(-1, (1, 32))
+    for got, x, w in zip(traced(*given), views, weights, strict=True):
+        assert torch.equal(got, portable("rms_norm", x, w, EPS).flatten(-2))
+    hooks.undo()
+    assert not hasattr(VllmIRLoweringPass.__call__, hooks._MARK)
 
 
 def test_registering_twice_changes_nothing(invariant: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import importlib
 import logging
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -88,7 +89,7 @@ class DirectLaunch:
     """Launch through the compiled kernel's own launcher, with pointers as integers."""
 
     takes_pointers = True
-    __slots__ = ("_function", "_kernel", "_knobs", "_metadata", "_run", "_stream", "_tail")
+    __slots__ = ("_function", "_kernel", "_knobs", "_lean", "_metadata", "_run", "_stream", "_tail")
 
     def __init__(self, spec: KernelSpec) -> None:
         """Compile for the current device and load; raises AttributeError when the internals have moved."""
@@ -101,6 +102,7 @@ class DirectLaunch:
         self._stream = torch._C._cuda_getCurrentRawStream
         constants = dict(spec.constants)  # the launcher counts them among the arguments, and skips them
         self._tail = tuple(constants[name] for name in jit_function(spec).arg_names[len(spec.signature) :])
+        self._lean = _without_constants(driver, spec, self._kernel.metadata)
         _hook(self._knobs.launch_enter_hook), _hook(self._knobs.launch_exit_hook)
 
     def __call__(self, programs: int, device: int, args: tuple[Any, ...]) -> None:
@@ -114,10 +116,11 @@ class DirectLaunch:
         """``launch(number of rows, runtime arguments)`` on ``device``, ``rows`` of them a program: the shortest way.
 
         ``CompiledKernel.run`` is a launcher in Python around one in C. While it would do nothing but pass on what it
-        has (no scratch memory, no profiler's hook), the one in C is called.
+        has (no scratch memory, no profiler's hook), the one in C is called, made for the runtime arguments alone: to
+        pass on as many constants, and skip them, takes it 0.4 us.
         """
-        c, before, about = _c_launcher(self._run, self._function, self._metadata)
-        tail, knobs, stream = self._tail, self._knobs, self._stream
+        c, before, about = _c_launcher(self._lean, self._function, self._metadata)
+        knobs, stream = self._knobs, self._stream
 
         def launch(number: int, args: tuple[Any, ...]) -> None:
             try:
@@ -127,11 +130,17 @@ class DirectLaunch:
             if hooked or c is None:
                 self((number + rows - 1) // rows, device, args)
             elif about is None:
-                c((number + rows - 1) // rows, 1, 1, stream(device), *before, *args, *tail)
+                c((number + rows - 1) // rows, 1, 1, stream(device), *before, *args)
             else:
-                c((number + rows - 1) // rows, 1, 1, stream(device), *before, *about, args + tail)
+                c((number + rows - 1) // rows, 1, 1, stream(device), *before, *about, args)
 
         return launch
+
+
+def _without_constants(driver: Any, spec: KernelSpec, metadata: Any) -> Any:
+    """Triton's launcher for a compiled kernel that takes the runtime arguments alone."""
+    source = SimpleNamespace(fn=jit_function(spec), constants={}, signature=dict(spec.signature))
+    return driver.launcher_cls(source, metadata)
 
 
 def _c_launcher(

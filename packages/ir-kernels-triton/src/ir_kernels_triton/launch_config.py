@@ -70,6 +70,31 @@ before its first access. On an H200 1x4096 takes 1.0 us instead of 1.7, 2048x409
 lost on large shapes. Part of that (1.0 instead of 1.2) is touching the rows before the wait (``rms_kernel.py``), by
 the first programs only: all programs of a launch asking for the same weight took 15 us for 2048x4096."""
 
+TOUCH_WHOLE_FROM: Final = 8192
+"""Elements that a program reads (of x and residual) from which each row is touched by one bulk prefetch instead of a
+prefetch a line, and the next kernel is started behind the wait, not before. On an H200, fused add of 7168: 64 rows
+2.12 us instead of 2.7, 264 rows 4.8 instead of 5.8, 1 row 1.6 instead of 1.7; rms_norm 64x8192 1.8 instead of 2.3. For
+smaller rows the early start is worth more: rms_norm 8192x1024 would lose 8%, 2048x4096 2%."""
+
+KEEP_FROM: Final = 4096
+"""Padded length from which the rows that a fused add reads leave the L2 cache last (``evict_last``), so that it makes
+room by writing out results. On an H200 65536x8192 takes 1005 us instead of 1050, 16384x7168 220 instead of 229, in
+place or not: as long as a copy of as many bytes. Shorter rows were not measured, and 1024 would spill 8 bytes on
+sm_100. rms_norm is there without it; it would gain 1 to 4% on large inputs and lose 5% at 8 rows."""
+
+SPARE_REGISTERS: Final = 72
+"""Registers for a fused add of 8192 in the compiler's order: left free, ptxas takes 64 on sm_100 and spills 8 bytes."""
+
+HELD_BLOCKS: Final = 3
+"""Blocks of a long 16-bit row, 16384 elements each, that stay in registers at most, as they were read
+(``rms_hold_kernel.py``), with ..."""
+
+HOLD_REGISTERS: Final = 128
+"""... this many registers a thread: one program of 16 warps is all that an SM holds then. A fourth block spills on
+sm_100, and so does a second one of a fused add. Two blocks of rms_norm are better served by one held block and 64
+registers, two programs an SM. On an H200 1024x65536 takes 72 us instead of 89, 2048x32768 65 instead of 73, fused add
+1024x65536 156 instead of 198; a copy 65.5, 65 and 129."""
+
 
 @dataclass(frozen=True, slots=True)
 class KernelSpec:
@@ -162,6 +187,7 @@ def rms_spec(
     weight = w or x
     tile = _tile(n, x)
     constants: dict[str, Any] = {"N": n}
+    registers: int | None = None
     if n == d <= TILE_LIMIT:
         kernel = "rms_tile"
         padded = tile["C"] * tile["T"] * tile["H"]
@@ -173,21 +199,41 @@ def rms_spec(
         constants |= {k: tile[k] for k in "CWTHQ"} | {
             "R": rows,
             "LATE": padded > TIGHT_ABOVE,
+            "WHOLE": pdl
+            and aligned
+            and not inner
+            and alignment(d, x) == ACCESS_BYTES
+            and padded * (2 if residual else 1) >= TOUCH_WHOLE_FROM,
+            "KEEP": residual and padded >= KEEP_FROM,
         }
+        if aligned and not inner and ITEMSIZE[x] == ITEMSIZE[weight] == 2 and alignment(d, x) == ACCESS_BYTES:
+            if d > TIGHT_ABOVE:
+                registers = REGISTERS
+            elif residual and not canonical and padded == DOUBLE_WARPS:
+                registers = SPARE_REGISTERS
+    elif n == d and aligned and ITEMSIZE[x] == 2 and alignment(d, x) == ACCESS_BYTES:
+        kernel, rows, warps = "rms_hold", 1, tile["W"]
+        held = 1 if residual else min(tile["B"], HELD_BLOCKS)
+        registers = HOLD_REGISTERS
+        if tile["B"] == 2 and not residual and canonical and ITEMSIZE[weight] == 2:
+            held, registers = 1, REGISTERS
+        constants |= {k: tile[k] for k in "BCWTHQ"} | {"K": held}
     else:
         kernel, rows = "rms_two_pass", 1
         wide = _tile(d, x)
         if d > TILE_LIMIT and (residual or ITEMSIZE[weight] > ITEMSIZE[x]):
-            # Halves of a block: the product needs more registers than the sum, and would spill (8 bytes on sm_120).
-            wide["C"] //= 2
+            # Halves of a block: the product needs more registers than the sum, and would spill (8 bytes on sm_120);
+            # quarters without 16-byte accesses (8 bytes on sm_80).
+            wide["C"] //= 2 if alignment(d, x) == ACCESS_BYTES else 4
             wide["B"] = -(-d // (wide["C"] * wide["T"] * wide["H"]))
         warps = max(MIN_WARPS, wide["W"])
         constants |= tile | {"D": d} | {f"D{k}": wide[k] for k in "BCTHQ"}
+    if kernel != "rms_hold":
+        constants["ALIGNED"] = aligned
     constants |= {
         "VEC": vector(d, x),
         "X_BYTES": alignment(d, x),
         "W_BYTES": weight_alignment(d, x, weight),
-        "ALIGNED": aligned,
         "INNER": inner,
         "HAS_RESIDUAL": residual,
         "HAS_WEIGHT": w is not None,
@@ -195,16 +241,8 @@ def rms_spec(
         "PDL": pdl,
         "INTERPRET": interpret,
     }
-    tight = (
-        kernel == "rms_tile"
-        and d > TIGHT_ABOVE
-        and aligned
-        and not inner
-        and ITEMSIZE[x] == ITEMSIZE[weight] == 2
-        and alignment(d, x) == ACCESS_BYTES
-    )
     return KernelSpec(
-        module="ir_kernels_triton.rms_kernel",
+        module=f"ir_kernels_triton.{'rms_hold_kernel' if kernel == 'rms_hold' else 'rms_kernel'}",
         kernel=kernel,
         signature=(
             *((p, f"*{weight if p == 'w_ptr' else x}") for p in _POINTERS),
@@ -216,7 +254,7 @@ def rms_spec(
         constants=tuple(constants.items()),
         num_warps=warps,
         rows=rows,
-        maxnreg=REGISTERS if tight else None,
+        maxnreg=registers,
         fp_fusion=not canonical,
         pdl=pdl,
     )
@@ -241,7 +279,7 @@ def pair_spec(
         pdl=pdl,
         interpret=interpret,
     )
-    fixed = ("ALIGNED", "LATE", "INNER", "HAS_RESIDUAL", "HAS_WEIGHT")
+    fixed = ("ALIGNED", "LATE", "INNER", "WHOLE", "KEEP", "HAS_RESIDUAL", "HAS_WEIGHT")
     return replace(
         one,
         kernel="rms_pair",

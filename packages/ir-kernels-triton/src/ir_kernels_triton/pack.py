@@ -6,12 +6,14 @@ from typing import Any, Final
 REQUIRES: Final = "sm>=8.0 | cpu,triton_interpreter"
 """bfloat16 arithmetic needs SM 8.0; on a CPU Triton's interpreter runs the same kernels."""
 
+RMS_KERNELS: Final = ("rms_kernel", "rms_hold_kernel")
+
 SHARED: Final = ("rms_kernel", "tree", "rows", "launch_config", "launcher", "compat")
 """Modules behind every kernel here: their text is part of each implementation's identity."""
 
 
 def _implementation(
-    op: str, provider: str, module: str, kernel: str, *, inplace: bool = False, pair: str | None = None
+    op: str, provider: str, module: str, *kernels: str, inplace: bool = False, pair: str | None = None
 ) -> dict[str, Any]:
     invariant = provider == "triton_batch_invariant"
     name = f"{op}{'_batch_invariant' if invariant else ''}"
@@ -31,7 +33,7 @@ def _implementation(
         "sources": [
             "ir_core.ops.canonical",
             "ir_core.ops.activation",
-            *(f"ir_kernels_triton.{name}" for name in (module, pair, kernel, *SHARED) if name),
+            *(f"ir_kernels_triton.{name}" for name in (module, pair, *kernels, *SHARED) if name),
         ],
     }
 
@@ -43,8 +45,8 @@ PACK: Final[dict[str, Any]] = {
         offer
         for provider in ("triton_batch_invariant", "triton")
         for offer in (
-            _implementation("rms_norm", provider, "rms_norm", "rms_kernel", pair="rms_pair"),
-            _implementation("fused_add_rms_norm", provider, "rms_norm", "rms_kernel", inplace=True),
+            _implementation("rms_norm", provider, "rms_norm", *RMS_KERNELS, pair="rms_pair"),
+            _implementation("fused_add_rms_norm", provider, "rms_norm", *RMS_KERNELS, inplace=True),
             _implementation("gelu_and_mul_sparse", provider, "gelu_and_mul_sparse", "gelu_kernel"),
         )
     ],

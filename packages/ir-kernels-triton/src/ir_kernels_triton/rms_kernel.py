@@ -23,6 +23,7 @@ from ir_kernels_triton.tree import (
     row_sums,
     thread_sums,
     touch,
+    touch_bytes,
     upcast,
 )
 
@@ -99,26 +100,39 @@ def _weigh(y, w, X_DTYPE: tl.constexpr, HAS_WEIGHT: tl.constexpr, INTERPRET: tl.
 @triton.jit
 def _touch_rows(
     program, x_ptr, residual_ptr, w_ptr, rows, inner, x_outer, x_inner, r_outer, r_inner, N: tl.constexpr,
-    PADDED: tl.constexpr, R: tl.constexpr, INNER: tl.constexpr, HAS_RESIDUAL: tl.constexpr, HAS_WEIGHT: tl.constexpr,
+    PADDED: tl.constexpr, R: tl.constexpr, W_BYTES: tl.constexpr, INNER: tl.constexpr, WHOLE: tl.constexpr,
+    HAS_RESIDUAL: tl.constexpr, HAS_WEIGHT: tl.constexpr,
 ):  # fmt: skip
     """Bring what this program is going to read into the L2 cache, while the kernel ahead still runs.
 
     It may still be writing these rows. That is no race: nothing is read here, and all writes of a GPU meet in the L2
     cache, in the very lines that are touched. Only programs that are resident early gain from it.
+
+    ``WHOLE``: the one row of each program is asked for as a whole; else line by line.
     """
-    LINE: tl.constexpr = 1024 // x_ptr.dtype.element_ty.primitive_bitwidth  # elements in 128 bytes
+    BITS: tl.constexpr = x_ptr.dtype.element_ty.primitive_bitwidth
+    LINE: tl.constexpr = 1024 // BITS  # elements in 128 bytes
     LINES: tl.constexpr = (PADDED + LINE - 1) // LINE
     if tl.program_id(0) < FIRST_WAVE:
-        line = tl.arange(0, R * LINES)
-        row = tl.minimum(program * R + line // LINES, rows - 1)
-        col = tl.minimum(line % LINES * LINE, N - 1)
-        touch(x_ptr + row_offsets(row, INNER, inner, x_outer, x_inner) + col)
-        if HAS_RESIDUAL:
-            touch(residual_ptr + row_offsets(row, INNER, inner, r_outer, r_inner) + col)
+        if WHOLE:
+            row = program.to(tl.int64)
+            touch_bytes(x_ptr + row * x_outer, N * BITS // 8)
+            if HAS_RESIDUAL:
+                touch_bytes(residual_ptr + row * r_outer, N * BITS // 8)
+        else:
+            line = tl.arange(0, R * LINES)
+            row = tl.minimum(program * R + line // LINES, rows - 1)
+            col = tl.minimum(line % LINES * LINE, N - 1)
+            touch(x_ptr + row_offsets(row, INNER, inner, x_outer, x_inner) + col)
+            if HAS_RESIDUAL:
+                touch(residual_ptr + row_offsets(row, INNER, inner, r_outer, r_inner) + col)
         if HAS_WEIGHT:
             line = tl.arange(0, LINES)
             if program == 0:
-                touch(w_ptr + tl.minimum(line * LINE, N - 1))
+                if WHOLE and W_BYTES == 16:
+                    touch_bytes(w_ptr, N * w_ptr.dtype.element_ty.primitive_bitwidth // 8)
+                else:
+                    touch(w_ptr + tl.minimum(line * LINE, N - 1))
 
 
 @triton.jit
@@ -127,31 +141,37 @@ def _tile(
     x_outer, x_inner, r_outer, r_inner, y_outer, y_inner, s_outer, s_inner, epsilon,
     N: tl.constexpr, C: tl.constexpr, R: tl.constexpr, W: tl.constexpr, T: tl.constexpr, H: tl.constexpr,
     Q: tl.constexpr, VEC: tl.constexpr, X_BYTES: tl.constexpr, W_BYTES: tl.constexpr, ALIGNED: tl.constexpr,
-    LATE: tl.constexpr, INNER: tl.constexpr, HAS_RESIDUAL: tl.constexpr, HAS_WEIGHT: tl.constexpr,
-    CANONICAL: tl.constexpr, PDL: tl.constexpr, INTERPRET: tl.constexpr,
+    LATE: tl.constexpr, INNER: tl.constexpr, WHOLE: tl.constexpr, KEEP: tl.constexpr,
+    HAS_RESIDUAL: tl.constexpr, HAS_WEIGHT: tl.constexpr, CANONICAL: tl.constexpr, PDL: tl.constexpr,
+    INTERPRET: tl.constexpr,
 ):  # fmt: skip
     """Normalise ``R`` whole rows of ``N`` elements, held in registers between the reduction and the product.
 
     ``LATE``: weights are read after the reduction, where registers are short.
     ``ALIGNED``: every tensor keeps the promise of ``addresses``; otherwise only the outputs do.
+    ``WHOLE``: a row is large enough to be touched as a whole, and to start the next kernel after the wait.
+    ``KEEP``: what is read leaves the L2 cache last.
     """
     X_DTYPE: tl.constexpr = x_ptr.dtype.element_ty
     row = program * R + (tl.arange(0, R * T) // T)[None, :]
     col = columns(C, H, R, T, Q)
     mask = inside(col, row, rows, N, R, VEC)
     if PDL:
-        if tl.num_programs(0) <= FIRST_WAVE:  # earlier than below; a large launch would crowd out itself
-            gdc_launch_dependents()
+        if not WHOLE:  # noqa: SIM102  (decided when compiling; the next is not)
+            if tl.num_programs(0) <= FIRST_WAVE:
+                gdc_launch_dependents()  # earlier than below; a large launch would crowd out itself
         _touch_rows(
             program, x_ptr, residual_ptr, w_ptr, rows, inner, x_outer, x_inner, r_outer, r_inner, N, H * C * T, R,
-            INNER, HAS_RESIDUAL, HAS_WEIGHT,
+            W_BYTES, INNER, WHOLE, HAS_RESIDUAL, HAS_WEIGHT,
         )  # fmt: skip
         gdc_wait()
+        if WHOLE:
+            gdc_launch_dependents()
     x_row = row_offsets(row, INNER, inner, x_outer, x_inner)
-    x = upcast(read(x_ptr, x_row + col, mask, rows, VEC, X_BYTES, ALIGNED), INTERPRET)
+    x = upcast(read(x_ptr, x_row + col, mask, rows, VEC, X_BYTES, ALIGNED, KEEP), INTERPRET)
     if HAS_RESIDUAL:
         r_row = row_offsets(row, INNER, inner, r_outer, r_inner)
-        x += upcast(read(residual_ptr, r_row + col, mask, rows, VEC, X_BYTES, ALIGNED), INTERPRET)
+        x += upcast(read(residual_ptr, r_row + col, mask, rows, VEC, X_BYTES, ALIGNED, KEEP), INTERPRET)
         s_row = row_offsets(row, INNER, inner, s_outer, s_inner)
         tl.store(
             addresses(sum_ptr, s_row + col, VEC, X_BYTES, True), round_to(x, X_DTYPE, INTERPRET), mask=mask
@@ -161,7 +181,7 @@ def _tile(
         w = tl.load(
             addresses(w_ptr, col, VEC, W_BYTES, ALIGNED), mask=inside(col, row, rows, N, 1, VEC), other=0.0
         )
-    if PDL:
+    if PDL and not WHOLE:
         gdc_launch_dependents()
     if CANONICAL:
         total = row_sums(thread_sums(x * x, H, Q), R, W)
@@ -182,15 +202,16 @@ def rms_tile(
     x_outer, x_inner, r_outer, r_inner, y_outer, y_inner, s_outer, s_inner, epsilon,
     N: tl.constexpr, C: tl.constexpr, R: tl.constexpr, W: tl.constexpr, T: tl.constexpr, H: tl.constexpr,
     Q: tl.constexpr, VEC: tl.constexpr, X_BYTES: tl.constexpr, W_BYTES: tl.constexpr, ALIGNED: tl.constexpr,
-    LATE: tl.constexpr, INNER: tl.constexpr, HAS_RESIDUAL: tl.constexpr, HAS_WEIGHT: tl.constexpr,
-    CANONICAL: tl.constexpr, PDL: tl.constexpr, INTERPRET: tl.constexpr,
+    LATE: tl.constexpr, INNER: tl.constexpr, WHOLE: tl.constexpr, KEEP: tl.constexpr,
+    HAS_RESIDUAL: tl.constexpr, HAS_WEIGHT: tl.constexpr, CANONICAL: tl.constexpr, PDL: tl.constexpr,
+    INTERPRET: tl.constexpr,
 ):  # fmt: skip
     """Whole rows of one tensor, ``R`` a program."""
     _tile(
         tl.program_id(0), x_ptr, residual_ptr, w_ptr, y_ptr, sum_ptr, rows, inner,
         x_outer, x_inner, r_outer, r_inner, y_outer, y_inner, s_outer, s_inner, epsilon,
-        N, C, R, W, T, H, Q, VEC, X_BYTES, W_BYTES, ALIGNED, LATE, INNER, HAS_RESIDUAL, HAS_WEIGHT, CANONICAL, PDL,
-        INTERPRET,
+        N, C, R, W, T, H, Q, VEC, X_BYTES, W_BYTES, ALIGNED, LATE, INNER, WHOLE, KEEP, HAS_RESIDUAL, HAS_WEIGHT,
+        CANONICAL, PDL, INTERPRET,
     )  # fmt: skip
 
 
@@ -215,7 +236,8 @@ def rms_pair(
     _tile(
         program, x_ptr, x_ptr, w_ptr, y_ptr, x_ptr, rows, inner,
         x_outer, x_inner, 0, 0, inner.to(tl.int64) * N, N, 0, 0, epsilon,
-        N, C, R, W, T, H, Q, VEC, X_BYTES, W_BYTES, True, False, True, False, True, CANONICAL, PDL, INTERPRET,
+        N, C, R, W, T, H, Q, VEC, X_BYTES, W_BYTES, True, False, True, False, False, False, True, CANONICAL,
+        PDL, INTERPRET,
     )  # fmt: skip
 
 

@@ -217,9 +217,6 @@ def _quick(
 def _norm(
     x: Tensor, weight: Tensor | None, epsilon: float, variance_size: int | None, canonical: bool
 ) -> Tensor:
-    quick = _quick(x, None, weight, epsilon, variance_size, canonical)
-    if quick is not None:
-        return quick
     y = _fresh(x)
     if x.numel() == 0:
         return y
@@ -260,8 +257,6 @@ def _add_norm(
     if residual.shape != x.shape:
         raise ValueError(f"x_residual must have x's shape {tuple(x.shape)}, it has {tuple(residual.shape)}")
     _beside("x_residual", residual, x)
-    if inplace and _quick(x, residual, weight, epsilon, variance_size, canonical) is not None:
-        return x, residual
     if x.numel() == 0:
         return (x, residual) if inplace else (_fresh(x), _fresh(x))
     d = _length(x)
@@ -304,18 +299,22 @@ def rms_norm_batch_invariant(
     x: Tensor, weight: Tensor | None, epsilon: float, variance_size: int | None = None
 ) -> Tensor:
     """``rms_norm`` in the canonical order."""
-    return _norm(x, weight, epsilon, variance_size, True)
+    y = _quick(x, None, weight, epsilon, variance_size, True)
+    return _norm(x, weight, epsilon, variance_size, True) if y is None else y
 
 
 def rms_norm(x: Tensor, weight: Tensor | None, epsilon: float, variance_size: int | None = None) -> Tensor:
     """``rms_norm`` in the order that the compiler chooses."""
-    return _norm(x, weight, epsilon, variance_size, False)
+    y = _quick(x, None, weight, epsilon, variance_size, False)
+    return _norm(x, weight, epsilon, variance_size, False) if y is None else y
 
 
 def fused_add_rms_norm_batch_invariant(
     x: Tensor, x_residual: Tensor, weight: Tensor | None, epsilon: float, variance_size: int | None = None
 ) -> tuple[Tensor, Tensor]:
     """``fused_add_rms_norm`` in the canonical order, in place."""
+    if _quick(x, x_residual, weight, epsilon, variance_size, True) is not None:
+        return x, x_residual
     return _add_norm(x, x_residual, weight, epsilon, variance_size, True, True)
 
 
@@ -323,6 +322,8 @@ def fused_add_rms_norm(
     x: Tensor, x_residual: Tensor, weight: Tensor | None, epsilon: float, variance_size: int | None = None
 ) -> tuple[Tensor, Tensor]:
     """``fused_add_rms_norm`` in the order that the compiler chooses, in place."""
+    if _quick(x, x_residual, weight, epsilon, variance_size, False) is not None:
+        return x, x_residual
     return _add_norm(x, x_residual, weight, epsilon, variance_size, False, True)
 
 

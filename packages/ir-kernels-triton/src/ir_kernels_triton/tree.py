@@ -155,14 +155,18 @@ def addresses(base, offset, VEC: tl.constexpr, BYTES: tl.constexpr, HINT: tl.con
 
 
 @triton.jit
-def read(base, offset, mask, rows, VEC: tl.constexpr, BYTES: tl.constexpr, HINT: tl.constexpr):
-    """Load ``[H * C, R * T]``, zero where masked.
+def read(
+    base, offset, mask, rows, VEC: tl.constexpr, BYTES: tl.constexpr, HINT: tl.constexpr, KEEP: tl.constexpr = False
+):  # fmt: skip
+    """Load ``[H * C, R * T]``, zero where masked; ``KEEP``: these lines leave the L2 cache after all others.
 
     Without the promise of alignment, a second load that makes it but never runs (``rows < 0``) keeps the layout of
     the tile what it is with the promise: all loads and stores of one shape vote on one layout.
     """
+    POLICY: tl.constexpr = "evict_last" if KEEP else ""
     if HINT:
-        return tl.load(addresses(base, offset, VEC, BYTES, True), mask=mask, other=0.0)
+        pointer = addresses(base, offset, VEC, BYTES, True)
+        return tl.load(pointer, mask=mask, other=0.0, eviction_policy=POLICY)
     else:
         x = tl.load(base + offset, mask=mask, other=0.0)
         never = rows < 0
@@ -181,3 +185,29 @@ def touch(pointer):
         is_pure=False,
         pack=1,
     )
+
+
+@triton.jit
+def touch_bytes(pointer, BYTES: tl.constexpr):
+    """The same for ``BYTES`` bytes in a row, a multiple of 16 at a multiple of 16, asked for by one thread. SM 9.0."""
+    tl.inline_asm_elementwise(
+        "{ .reg .pred p; .reg .u32 t; mov.u32 t, %tid.x; setp.eq.u32 p, t, 0; "
+        "@p cp.async.bulk.prefetch.L2.global [$1], $2; mov.u32 $0, 0; }",
+        "=r,l,r",
+        [pointer.to(tl.int64), tl.full((), BYTES, tl.int32)],
+        dtype=tl.int32,
+        is_pure=False,
+        pack=1,
+    )
+
+
+@triton.jit
+def hidden(x, INTERPRET: tl.constexpr):
+    """``x``, of which the compiler no longer knows where it came from, so that it keeps nothing else made of it."""
+    if INTERPRET:
+        return x
+    else:
+        PACK: tl.constexpr = 32 // x.dtype.primitive_bitwidth
+        return tl.inline_asm_elementwise(
+            "mov.b32 $0, $1;", "=r,r", [x], dtype=x.dtype, is_pure=False, pack=PACK
+        )

@@ -102,7 +102,12 @@ def cases(*, core: bool = False) -> Iterator[Case]:
             yield _rms(d, "bf16", "bf16", residual, True, aligned, inner)
     for (x, w), d, residual, aligned in product(PAIRS, (4096,) if core else (128, 4096, 16384), BOTH, BOTH):
         yield _rms(d, x, w, residual, True, aligned, False)
+    for d, w, residual in product(() if core else (32768, 49152, 131072), ("bf16", "fp32", None), BOTH):
+        if w != "bf16" or d not in LONG:
+            yield _rms(d, "bf16", w, residual, True, True, False)
     for residual in BOTH:
+        yield _rms(20001, "bf16", "bf16", residual, True, True, False)
+        yield _rms(32768, "fp32", "fp32", residual, True, True, False)
         yield _rms(4096, "bf16", "bf16", residual, True, True, False, 2048)
         for d in () if core else (2, 8, 24):
             yield _rms(d, "bf16", "bf16", residual, True, True, False)
