@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Two calls of rms_norm in one launch, as a layer's q and k norms are: the ``pair`` of both providers.
 
-One launch takes rows of one length, at most 512, of which a warp holds whole ones, with two weights. Everything else
+One launch takes rows of one length, at most 1024, of which a warp holds whole ones, with two weights. Everything else
 (no weight, longer rows, tensors to be copied first) is two launches. The bits are those of two calls either way: each
 row is computed by the same function, laid out in the same way.
 """

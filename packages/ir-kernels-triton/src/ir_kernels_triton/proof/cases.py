@@ -115,7 +115,9 @@ def cases(*, core: bool = False) -> Iterator[Case]:
         yield _rms(d, "bf16", "bf16", True, True, True, False, n)
     for d, residual in product((4096,) if core else (128, 1024, 4096, 8192, 16384, 32768), BOTH):
         yield _rms(d, "bf16", "bf16", residual, False, True, False)
-    for d, (x, w) in product((128,) if core else (1, 64, 128, 256, 512), (("bf16", "bf16"), *PAIRS[:4])):
+    for d, (x, w) in product(
+        (128,) if core else (1, 64, 128, 256, 512, 1024), (("bf16", "bf16"), *PAIRS[:4])
+    ):
         if d == 128 or x == w == "bf16":
             yield _pair(d, x, w, True)
     yield _pair(128, "bf16", "bf16", False)
