@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from ir_vllm_adapter.counters import CALLS
+from ir_vllm_adapter.counters import CALLS, IN_PAIRS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -84,7 +84,7 @@ def _pair(op: IrOp, impl: IrOpImpl) -> Any:
     Counts both calls, and how often two were one launch.
     """
     key, count, native = f"graph:{op.name}/{impl.provider}", len(op.params), _meaning(op)
-    pairs = f"{key} in pairs"
+    pairs = key + IN_PAIRS
 
     def kernel(*args: Any) -> Any:
         CALLS[key] += 2
