@@ -3,10 +3,10 @@
 
     python benchmarks/tune_norms.py            # needs a GPU; nothing is written without one
 
-For each row length the table's choice and its neighbours (tile height, warps, registers, late weights, dependent
-launch) are compiled, checked for portable's bits, and timed as in norms.py; what spills is named and left out.
-results/tune_norms.json keeps all, point by point. Nothing here runs in a call: a better configuration becomes a number,
-with its reason, in launch_config.py.
+For each row length the table's choice and its neighbours (tile height, warps, registers, late weights, where the next
+kernel is started) are compiled, checked for portable's bits, and timed as in norms.py; what spills is named and left
+out. results/tune_norms.json keeps all, point by point. Nothing here runs in a call: a better configuration becomes a
+number, with its reason, in launch_config.py.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ POINTS = tuple(
     for op, n in itertools.product(
         ("rms_norm", "fused_add_rms_norm"), (128, 1024, 2048, 4096, 7168, 8192, 16384)
     )
-    for rows in (16, (64 << 20) // n)
+    for rows in (16, (1 << 19) // n, (64 << 20) // n)
 )
 
 
@@ -40,7 +40,12 @@ def configurations(op: str, n: int) -> Iterator[tuple[str, KernelSpec]]:
     hopper = torch.cuda.get_device_capability() >= (9, 0)
 
     def changed(
-        rows: float = 1, warps: float = 1, late: bool = False, pdl: bool = PDL, **more: Any
+        rows: float = 1,
+        warps: float = 1,
+        late: bool = False,
+        pdl: bool = PDL,
+        start: dict[str, int] | None = None,
+        **more: Any,
     ) -> KernelSpec:
         residual = op == "fused_add_rms_norm"
         spec = rms_spec(
@@ -55,7 +60,8 @@ def configurations(op: str, n: int) -> Iterator[tuple[str, KernelSpec]]:
             pdl=pdl and hopper,
         )
         height, constants = max(int(spec.rows * rows), 1), dict(spec.constants)
-        constants |= {"R": height, "LATE": late != constants["LATE"]}
+        constants |= {"R": height, "LATE": late != constants["LATE"], **(start or {})}
+        constants |= {name: constants[name] and height == 1 for name in ("WHOLE", "PIN")}
         warps = min(max(int(spec.num_warps * warps), 1), 32)
         return dataclasses.replace(
             spec, rows=height, num_warps=warps, constants=tuple(constants.items()), **more
@@ -71,6 +77,10 @@ def configurations(op: str, n: int) -> Iterator[tuple[str, KernelSpec]]:
     yield "weights the other way, twice the warps", changed(late=True, warps=2)
     for limit in (None, 40, 64):
         yield f"registers: {limit or 'free'}", changed(maxnreg=limit)
+    always = (1 << 31) - 1
+    yield "next kernel at once", changed(start={"EARLY": always, "LATER": always})
+    yield "next kernel behind the wait", changed(start={"EARLY": 0, "LATER": always})
+    yield "next kernel after the reads", changed(start={"EARLY": 0, "LATER": 0})
     yield "no dependent launch", changed(pdl=False)
 
 

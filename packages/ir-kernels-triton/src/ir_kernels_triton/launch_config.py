@@ -38,12 +38,6 @@ fused add 130.1 instead of 132.0. (At 2048 half would gain 2% on large inputs an
 GELU_SHORT_ROW: Final = 512
 """The same for gelu_and_mul_sparse, where longer gates were not measured."""
 
-DOUBLE_WARPS: Final = 8192
-"""Rows of a fused add padded to this length get 16 warps instead of 8: 40 registers instead of 64, 48 warps on an SM
-instead of 32, for two more barriers. On an H200 16384x7168 takes 228.8 us instead of 230.3, 65536x8192 1048 instead
-of 1058, and 8x7168 1.75 instead of 1.83. rms_norm of 4096 would gain 1% at 16384 rows (65.1 instead of 66.1) and lose
-10% at up to 2048 rows; at 16384 a program would have all 32 warps, and was 45% slower."""
-
 ROWS_LIMIT: Final = 128
 """Rows of a tile at most: each has its 64-bit offsets, and 32 rows a thread (N = 1) would spill."""
 
@@ -73,20 +67,48 @@ before its first access. On an H200 1x4096 takes 1.0 us instead of 1.7, 2048x409
 lost on large shapes. Part of that (1.0 instead of 1.2) is touching the rows before the wait (``rms_kernel.py``), by
 the first programs only: all programs of a launch asking for the same weight took 15 us for 2048x4096."""
 
-TOUCH_WHOLE_FROM: Final = 8192
-"""Elements that a program reads (of x and residual) from which each row is touched by one bulk prefetch instead of a
-prefetch a line, and the next kernel is started behind the wait, not before. On an H200, fused add of 7168: 64 rows
-2.12 us instead of 2.7, 264 rows 4.8 instead of 5.8, 1 row 1.6 instead of 1.7; rms_norm 64x8192 1.8 instead of 2.3. For
-smaller rows the early start is worth more: rms_norm 8192x1024 would lose 8%, 2048x4096 2%."""
+START_SHORT: Final = (132, 528)
+"""Where a program of at most ``SHORT_TILE_ELEMENTS`` starts the next kernel: at once in a launch of at most so many
+programs, behind the wait in one of at most so many, else after its reads.
+
+At once lets several kernels be set up ahead, whose programs then share the processors evenly only where 132 is about a
+multiple of their number. After its reads suits a launch that fills the GPU more than once. On an H200 192x1024 takes
+1.16 us at once and 1.35 behind the wait, 384x1024 2.0 and 1.6, 1024x1024 2.2 behind the wait and 2.5 after its reads,
+4096x1024 5.6 and 5.4."""
+
+START: Final = (32, 396)
+"""The same for larger programs. On an H200 32x4096 takes 1.23 us at once and 1.35 behind the wait, 64x4096 1.57 and
+1.43, 256x2048 2.0 and 1.7, 264x4096 2.2 behind the wait and 2.5 after its reads, 4096x2048 9.8 and 9.4, fused 512x4096
+6.1 and 5.3."""
+
+START_LONG: Final = (0, 396)
+"""The same for rows of which a program reads ``LONG_ROW`` elements or more: fused 8x7168 takes 1.75 us at once and 1.68
+behind the wait, 16x16384 2.05 and 2.02; but rms_norm 16x8192 1.45 and 1.51."""
+
+LONG_ROW: Final = 16384
+"""Padded elements, those of the residual counted too."""
+
+NEVER_LATER: Final = {1024, 16384}
+"""Padded lengths of a fused add that starts the next kernel behind the wait in launches of any size, never later: to ask
+for the size once more after the reads would spill 8 bytes, the one on sm_100 and the other on sm_120. On an H200 fused
+16384x1024 takes 33.5 us either way, 256x1024 1.66 instead of 1.57, 600x16384 20.4 instead of 20.7."""
+
+TOUCH_WHOLE: Final = 4096
+"""Padded length from which a program's one row is touched by one bulk prefetch instead of one a line, unless the next
+kernel is started at once. On an H200 fused add of 7168: 64 rows 2.11 us instead of 2.36, 264 rows 4.8 instead
+of 5.4; rms_norm of 4096: 132 rows 1.69 instead of 1.80, 264 rows 2.17 instead of 2.31."""
+
+UNPINNED: Final = 8192
+"""Where each program has one row, its address is pinned before the wait (``pinned`` in ``tree.py``), but not for an
+rms_norm of this padded length. On an H200 1x4096 takes 1.07 us instead of 1.11, 264x4096 2.14 instead of 2.22, fused
+8x7168 1.68 instead of 1.70; but 264x8192 3.39 instead of 3.21, 1024x8192 9.4 instead of 9.0 (1x8192 1.43 instead of
+1.44). Two rows a program would lose up to 4%."""
 
 KEEP_FROM: Final = 4096
 """Padded length from which the rows that a fused add reads leave the L2 cache last (``evict_last``), so that it makes
 room by writing out results. On an H200 65536x8192 takes 1005 us instead of 1050, 16384x7168 220 instead of 229, in
 place or not: as long as a copy of as many bytes. Shorter rows were not measured, and 1024 would spill 8 bytes on
 sm_100. rms_norm is there without it; it would gain 1 to 4% on large inputs and lose 5% at 8 rows."""
-
-SPARE_REGISTERS: Final = 72
-"""Registers for a fused add of 8192 in the compiler's order: left free, ptxas takes 64 on sm_100 and spills 8 bytes."""
 
 HELD_BLOCKS: Final = 3
 """Blocks of a long 16-bit row, 16384 elements each, that stay in registers at most, as they were read
@@ -161,6 +183,15 @@ def _rows(padded: int, short: int = SHORT_ROW) -> int:
     return min(max(elements // padded, 1), ROWS_LIMIT)
 
 
+def _starts(tile: int, padded: int, residual: bool) -> dict[str, int]:
+    """Where a program of ``tile`` elements, in rows of ``padded``, starts the next kernel."""
+    long = padded * (2 if residual else 1) >= LONG_ROW
+    early, later = START_SHORT if tile <= SHORT_TILE_ELEMENTS else START_LONG if long else START
+    if residual and padded in NEVER_LATER:
+        later = (1 << 31) - 1  # a launch has no more programs, and the compiler knows it
+    return {"EARLY": early, "LATER": later}
+
+
 _POINTERS = ("x_ptr", "residual_ptr", "w_ptr", "y_ptr", "sum_ptr")
 _PAIR_POINTERS = ("x_ptr", "w_ptr", "y_ptr", "x2_ptr", "w2_ptr", "y2_ptr")
 _STRIDES = ("x_outer", "x_inner", "r_outer", "r_inner", "y_outer", "y_inner", "s_outer", "s_inner")
@@ -191,30 +222,23 @@ def rms_spec(
     tile = _tile(n, x)
     constants: dict[str, Any] = {"N": n}
     registers: int | None = None
+    wide = alignment(d, x) == ACCESS_BYTES
     if n == d <= TILE_LIMIT:
         kernel = "rms_tile"
         padded = tile["C"] * tile["T"] * tile["H"]
         rows = _rows(padded)
         warps = max(min(MIN_WARPS, rows * tile["W"]), tile["W"])
-        # Not for the plain sum, which would take 16 KiB and five barriers.
-        if residual and canonical and padded == DOUBLE_WARPS:
-            warps *= 2
         constants |= {k: tile[k] for k in "CWTHQ"} | {
             "R": rows,
             "LATE": padded > TIGHT_ABOVE,
-            "WHOLE": pdl
-            and aligned
-            and not inner
-            and alignment(d, x) == ACCESS_BYTES
-            and padded * (2 if residual else 1) >= TOUCH_WHOLE_FROM,
+            **_starts(rows * padded, padded, residual),
+            "WHOLE": pdl and aligned and not inner and wide and rows == 1 and padded >= TOUCH_WHOLE,
+            "PIN": pdl and not inner and rows == 1 and (residual or padded != UNPINNED),
             "KEEP": residual and padded >= KEEP_FROM,
         }
-        if aligned and not inner and ITEMSIZE[x] == ITEMSIZE[weight] == 2 and alignment(d, x) == ACCESS_BYTES:
-            if d > TIGHT_ABOVE:
-                registers = REGISTERS
-            elif residual and not canonical and padded == DOUBLE_WARPS:
-                registers = SPARE_REGISTERS
-    elif n == d and aligned and ITEMSIZE[x] == 2 and alignment(d, x) == ACCESS_BYTES:
+        if d > TIGHT_ABOVE and aligned and not inner and wide and ITEMSIZE[x] == ITEMSIZE[weight] == 2:
+            registers = REGISTERS
+    elif n == d and aligned and wide and ITEMSIZE[x] == 2:
         kernel, rows, warps = "rms_hold", 1, tile["W"]
         held = 1 if residual else min(tile["B"], HELD_BLOCKS)
         registers = HOLD_REGISTERS
@@ -223,14 +247,14 @@ def rms_spec(
         constants |= {k: tile[k] for k in "BCWTHQ"} | {"K": held}
     else:
         kernel, rows = "rms_two_pass", 1
-        wide = _tile(d, x)
+        product = _tile(d, x)
         if d > TILE_LIMIT and (residual or ITEMSIZE[weight] > ITEMSIZE[x]):
             # Halves of a block: the product needs more registers than the sum, and would spill (8 bytes on sm_120);
             # quarters without 16-byte accesses (8 bytes on sm_80).
-            wide["C"] //= 2 if alignment(d, x) == ACCESS_BYTES else 4
-            wide["B"] = -(-d // (wide["C"] * wide["T"] * wide["H"]))
-        warps = max(MIN_WARPS, wide["W"])
-        constants |= tile | {"D": d} | {f"D{k}": wide[k] for k in "BCTHQ"}
+            product["C"] //= 2 if wide else 4
+            product["B"] = -(-d // (product["C"] * product["T"] * product["H"]))
+        warps = max(MIN_WARPS, product["W"])
+        constants |= tile | {"D": d} | {f"D{k}": product[k] for k in "BCTHQ"}
     if kernel != "rms_hold":
         constants["ALIGNED"] = aligned
     constants |= {
@@ -282,7 +306,7 @@ def pair_spec(
         pdl=pdl,
         interpret=interpret,
     )
-    fixed = ("ALIGNED", "LATE", "INNER", "WHOLE", "KEEP", "HAS_RESIDUAL", "HAS_WEIGHT")
+    fixed = ("ALIGNED", "LATE", "INNER", "WHOLE", "PIN", "KEEP", "HAS_RESIDUAL", "HAS_WEIGHT")
     return replace(
         one,
         kernel="rms_pair",

@@ -17,6 +17,7 @@ from ir_kernels_triton.tree import (
     columns,
     inside,
     over_rows,
+    pinned,
     plain_sum,
     read,
     round_to,
@@ -141,48 +142,65 @@ def _tile(
     x_outer, x_inner, r_outer, r_inner, y_outer, y_inner, s_outer, s_inner, epsilon,
     N: tl.constexpr, C: tl.constexpr, R: tl.constexpr, W: tl.constexpr, T: tl.constexpr, H: tl.constexpr,
     Q: tl.constexpr, VEC: tl.constexpr, X_BYTES: tl.constexpr, W_BYTES: tl.constexpr, ALIGNED: tl.constexpr,
-    LATE: tl.constexpr, INNER: tl.constexpr, WHOLE: tl.constexpr, KEEP: tl.constexpr,
-    HAS_RESIDUAL: tl.constexpr, HAS_WEIGHT: tl.constexpr, CANONICAL: tl.constexpr, PDL: tl.constexpr,
-    INTERPRET: tl.constexpr,
+    LATE: tl.constexpr, INNER: tl.constexpr, EARLY: tl.constexpr, LATER: tl.constexpr, WHOLE: tl.constexpr,
+    PIN: tl.constexpr, KEEP: tl.constexpr, HAS_RESIDUAL: tl.constexpr, HAS_WEIGHT: tl.constexpr,
+    CANONICAL: tl.constexpr, PDL: tl.constexpr, INTERPRET: tl.constexpr,
 ):  # fmt: skip
     """Normalise ``R`` whole rows of ``N`` elements, held in registers between the reduction and the product.
 
     ``LATE``: weights are read after the reduction, where registers are short.
     ``ALIGNED``: every tensor keeps the promise of ``addresses``; otherwise only the outputs do.
-    ``WHOLE``: a row is large enough to be touched as a whole, and to start the next kernel after the wait.
+    ``EARLY``, ``LATER``: a launch of up to ``EARLY`` programs starts the next kernel at once, one of up to ``LATER``
+    behind the wait, a larger one after its reads.
+    ``WHOLE``: the one row of a program is touched as a whole, unless the next kernel is started at once.
+    ``PIN``: the address of the one row of a program is computed before the wait.
     ``KEEP``: what is read leaves the L2 cache last.
     """
     X_DTYPE: tl.constexpr = x_ptr.dtype.element_ty
     row = program * R + (tl.arange(0, R * T) // T)[None, :]
     col = columns(C, H, R, T, Q)
     mask = inside(col, row, rows, N, R, VEC)
+    x_from, r_from = x_ptr, residual_ptr
+    if PIN:  # so that the first access follows the wait at once
+        x_from = pinned(x_ptr + program.to(tl.int64) * x_outer)
+        r_from = pinned(residual_ptr + program.to(tl.int64) * r_outer)
+        x_at = col
+        r_at = col
+    else:
+        x_at = row_offsets(row, INNER, inner, x_outer, x_inner) + col
+        r_at = row_offsets(row, INNER, inner, r_outer, r_inner) + col
+    programs = tl.num_programs(0)
     if PDL:
-        if not WHOLE:  # noqa: SIM102  (decided when compiling; the next is not)
-            if tl.num_programs(0) <= FIRST_WAVE:
-                gdc_launch_dependents()  # earlier than below; a large launch would crowd out itself
-        _touch_rows(
-            program, x_ptr, residual_ptr, w_ptr, rows, inner, x_outer, x_inner, r_outer, r_inner, N, H * C * T, R,
-            W_BYTES, INNER, WHOLE, HAS_RESIDUAL, HAS_WEIGHT,
-        )  # fmt: skip
+        if programs <= EARLY:
+            gdc_launch_dependents()  # several kernels are set up ahead
+            _touch_rows(
+                program, x_ptr, residual_ptr, w_ptr, rows, inner, x_outer, x_inner, r_outer, r_inner, N, H * C * T, R,
+                W_BYTES, INNER, False, HAS_RESIDUAL, HAS_WEIGHT,
+            )  # fmt: skip
+        else:
+            _touch_rows(
+                program, x_ptr, residual_ptr, w_ptr, rows, inner, x_outer, x_inner, r_outer, r_inner, N, H * C * T, R,
+                W_BYTES, INNER, WHOLE, HAS_RESIDUAL, HAS_WEIGHT,
+            )  # fmt: skip
         gdc_wait()
-        if WHOLE:
+        if (programs > EARLY) & (programs <= LATER):
             gdc_launch_dependents()
-    x_row = row_offsets(row, INNER, inner, x_outer, x_inner)
-    x = upcast(read(x_ptr, x_row + col, mask, rows, VEC, X_BYTES, ALIGNED, KEEP), INTERPRET)
+    x = upcast(read(x_from, x_at, mask, rows, VEC, X_BYTES, ALIGNED, KEEP), INTERPRET)
+    s_at = row_offsets(row, INNER, inner, s_outer, s_inner) + col
     if HAS_RESIDUAL:
-        r_row = row_offsets(row, INNER, inner, r_outer, r_inner)
-        x += upcast(read(residual_ptr, r_row + col, mask, rows, VEC, X_BYTES, ALIGNED, KEEP), INTERPRET)
-        s_row = row_offsets(row, INNER, inner, s_outer, s_inner)
-        tl.store(
-            addresses(sum_ptr, s_row + col, VEC, X_BYTES, True), round_to(x, X_DTYPE, INTERPRET), mask=mask
-        )
+        x += upcast(read(r_from, r_at, mask, rows, VEC, X_BYTES, ALIGNED, KEEP), INTERPRET)
+        if R > 1:  # sooner than below: two rows, their sums and weights are too much for the registers
+            tl.store(addresses(sum_ptr, s_at, VEC, X_BYTES, True), round_to(x, X_DTYPE, INTERPRET), mask=mask)
     w = x  # never read without a weight
     if HAS_WEIGHT and not LATE:  # here, so that it arrives while the rows are reduced
         w = tl.load(
             addresses(w_ptr, col, VEC, W_BYTES, ALIGNED), mask=inside(col, row, rows, N, 1, VEC), other=0.0
         )
-    if PDL and not WHOLE:
-        gdc_launch_dependents()
+    if HAS_RESIDUAL and R == 1:
+        tl.store(addresses(sum_ptr, s_at, VEC, X_BYTES, True), round_to(x, X_DTYPE, INTERPRET), mask=mask)
+    if PDL:  # noqa: SIM102  (decided when compiling; the next is not)
+        if programs > LATER:
+            gdc_launch_dependents()
     if CANONICAL:
         total = row_sums(thread_sums(x * x, H, Q), R, W)
     else:
@@ -202,16 +220,16 @@ def rms_tile(
     x_outer, x_inner, r_outer, r_inner, y_outer, y_inner, s_outer, s_inner, epsilon,
     N: tl.constexpr, C: tl.constexpr, R: tl.constexpr, W: tl.constexpr, T: tl.constexpr, H: tl.constexpr,
     Q: tl.constexpr, VEC: tl.constexpr, X_BYTES: tl.constexpr, W_BYTES: tl.constexpr, ALIGNED: tl.constexpr,
-    LATE: tl.constexpr, INNER: tl.constexpr, WHOLE: tl.constexpr, KEEP: tl.constexpr,
-    HAS_RESIDUAL: tl.constexpr, HAS_WEIGHT: tl.constexpr, CANONICAL: tl.constexpr, PDL: tl.constexpr,
-    INTERPRET: tl.constexpr,
+    LATE: tl.constexpr, INNER: tl.constexpr, EARLY: tl.constexpr, LATER: tl.constexpr, WHOLE: tl.constexpr,
+    PIN: tl.constexpr, KEEP: tl.constexpr, HAS_RESIDUAL: tl.constexpr, HAS_WEIGHT: tl.constexpr,
+    CANONICAL: tl.constexpr, PDL: tl.constexpr, INTERPRET: tl.constexpr,
 ):  # fmt: skip
     """Whole rows of one tensor, ``R`` a program."""
     _tile(
         tl.program_id(0), x_ptr, residual_ptr, w_ptr, y_ptr, sum_ptr, rows, inner,
         x_outer, x_inner, r_outer, r_inner, y_outer, y_inner, s_outer, s_inner, epsilon,
-        N, C, R, W, T, H, Q, VEC, X_BYTES, W_BYTES, ALIGNED, LATE, INNER, WHOLE, KEEP, HAS_RESIDUAL, HAS_WEIGHT,
-        CANONICAL, PDL, INTERPRET,
+        N, C, R, W, T, H, Q, VEC, X_BYTES, W_BYTES, ALIGNED, LATE, INNER, EARLY, LATER, WHOLE, PIN, KEEP,
+        HAS_RESIDUAL, HAS_WEIGHT, CANONICAL, PDL, INTERPRET,
     )  # fmt: skip
 
 
@@ -220,8 +238,8 @@ def rms_pair(
     x_ptr, w_ptr, y_ptr, x2_ptr, w2_ptr, y2_ptr, rows, rows2, inner, inner2,
     x_outer, x_inner, x2_outer, x2_inner, epsilon,
     N: tl.constexpr, C: tl.constexpr, R: tl.constexpr, W: tl.constexpr, T: tl.constexpr, H: tl.constexpr,
-    Q: tl.constexpr, VEC: tl.constexpr, X_BYTES: tl.constexpr, W_BYTES: tl.constexpr, CANONICAL: tl.constexpr,
-    PDL: tl.constexpr, INTERPRET: tl.constexpr,
+    Q: tl.constexpr, VEC: tl.constexpr, X_BYTES: tl.constexpr, W_BYTES: tl.constexpr, EARLY: tl.constexpr,
+    LATER: tl.constexpr, CANONICAL: tl.constexpr, PDL: tl.constexpr, INTERPRET: tl.constexpr,
 ):  # fmt: skip
     """Whole rows of two tensors with a weight each: the programs behind those of the first take the second.
 
@@ -236,8 +254,8 @@ def rms_pair(
     _tile(
         program, x_ptr, x_ptr, w_ptr, y_ptr, x_ptr, rows, inner,
         x_outer, x_inner, 0, 0, inner.to(tl.int64) * N, N, 0, 0, epsilon,
-        N, C, R, W, T, H, Q, VEC, X_BYTES, W_BYTES, True, False, True, False, False, False, True, CANONICAL,
-        PDL, INTERPRET,
+        N, C, R, W, T, H, Q, VEC, X_BYTES, W_BYTES, True, False, True, EARLY, LATER, False, False, False, False,
+        True, CANONICAL, PDL, INTERPRET,
     )  # fmt: skip
 
 

@@ -211,3 +211,11 @@ def hidden(x, INTERPRET: tl.constexpr):
         return tl.inline_asm_elementwise(
             "mov.b32 $0, $1;", "=r,r", [x], dtype=x.dtype, is_pure=False, pack=PACK
         )
+
+
+@triton.jit
+def pinned(pointer):
+    """``pointer``, computed where this stands; the compiler would move it to its use. (Not for the interpreter.)"""
+    return tl.inline_asm_elementwise(
+        "mov.b64 $0, $1;", "=l,l", [pointer.to(tl.int64)], dtype=tl.int64, is_pure=False, pack=1
+    ).to(pointer.dtype, bitcast=True)
