@@ -28,15 +28,18 @@ TILE_ELEMENTS: Final = 4096
 of HBM3 (4.8 TB/s, 700 ns, 132 SMs)."""
 
 SHORT_ROW: Final = 1024
-"""Up to this length a warp holds whole rows, and ..."""
+"""Up to this length a warp holds whole rows."""
+
+SHORT_TILE_ROW: Final = 2048
+"""Up to this length ..."""
 
 SHORT_TILE_ELEMENTS: Final = 2048
-"""... half of a tile's elements are enough: 39 registers a thread instead of 60, and no barrier at either size. On an
-H200 q/k norm of 648720x128 takes 79.5 us instead of 81.4 (a copy: 80.2), rms_norm 65536x1024 64.9 instead of 65.7 and
-fused add 130.1 instead of 132.0. (At 2048 half would gain 2% on large inputs and lose 6% on 16 rows.)"""
+"""... half of a tile's elements are enough: on an H200 q/k norm of 648720x128 takes 79.5 us instead of 81.4 (a copy:
+80.2), rms_norm 65536x1024 64.9 instead of 65.7, 64x2048 1.13 instead of 1.25, 32768x2048 64.2 instead of 65.1, fused
+65536x1024 130.1 instead of 132.0, 64x2048 1.35 instead of 1.57. (rms_norm 1024x2048 loses 6%.)"""
 
 GELU_SHORT_ROW: Final = 512
-"""The same for gelu_and_mul_sparse, where longer gates were not measured."""
+"""``SHORT_TILE_ROW`` for gelu_and_mul_sparse, where longer gates were not measured."""
 
 ROWS_LIMIT: Final = 128
 """Rows of a tile at most: each has its 64-bit offsets, and 32 rows a thread (N = 1) would spill."""
@@ -89,9 +92,9 @@ LONG_ROW: Final = 16384
 """Padded elements, those of the residual counted too."""
 
 NEVER_LATER: Final = {1024, 16384}
-"""Padded lengths of a fused add that starts the next kernel behind the wait in launches of any size, never later: to ask
-for the size once more after the reads would spill 8 bytes, the one on sm_100 and the other on sm_120. On an H200 fused
-16384x1024 takes 33.5 us either way, 256x1024 1.66 instead of 1.57, 600x16384 20.4 instead of 20.7."""
+"""Padded lengths of a fused add that starts the next kernel behind the wait in launches of any size, never later: to
+ask for the size once more after the reads would spill 8 bytes, on sm_100 or on sm_120. On an H200 fused 16384x1024
+takes 33.5 us either way, 256x1024 1.66 instead of 1.57, 600x16384 20.4 instead of 20.7."""
 
 TOUCH_WHOLE: Final = 4096
 """Padded length from which a program's one row is touched by one bulk prefetch instead of one a line, unless the next
@@ -104,11 +107,12 @@ rms_norm of this padded length. On an H200 1x4096 takes 1.07 us instead of 1.11,
 8x7168 1.68 instead of 1.70; but 264x8192 3.39 instead of 3.21, 1024x8192 9.4 instead of 9.0 (1x8192 1.43 instead of
 1.44). Two rows a program would lose up to 4%."""
 
-KEEP_FROM: Final = 4096
+KEEP_FROM: Final = 8192
 """Padded length from which the rows that a fused add reads leave the L2 cache last (``evict_last``), so that it makes
-room by writing out results. On an H200 65536x8192 takes 1005 us instead of 1050, 16384x7168 220 instead of 229, in
-place or not: as long as a copy of as many bytes. Shorter rows were not measured, and 1024 would spill 8 bytes on
-sm_100. rms_norm is there without it; it would gain 1 to 4% on large inputs and lose 5% at 8 rows."""
+room by writing out results. On an H200 65536x8192 takes 1001 us instead of 1050, 16384x7168 219 instead of 229: as long
+as a copy of as many bytes. What nearly fits the cache loses: 1024x7168 15.0 instead of 14.7. Rows of 4096 would gain
+from 8192 of them on (64.0 instead of 64.5; 16384 rows 126 instead of 131), and lose below: 1024 rows 9.7 instead of
+9.1. To ask for the size of the launch would take 12 registers. rms_norm is as fast as a copy without it."""
 
 HELD_BLOCKS: Final = 3
 """Blocks of a long 16-bit row, 16384 elements each, that stay in registers at most, as they were read
@@ -177,7 +181,7 @@ def _tile(n: int, x: str) -> dict[str, int]:
     }
 
 
-def _rows(padded: int, short: int = SHORT_ROW) -> int:
+def _rows(padded: int, short: int = SHORT_TILE_ROW) -> int:
     """Rows of a tile of rows of ``padded`` elements."""
     elements = SHORT_TILE_ELEMENTS if padded <= short else TILE_ELEMENTS
     return min(max(elements // padded, 1), ROWS_LIMIT)
