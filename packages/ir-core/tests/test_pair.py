@@ -45,7 +45,7 @@ def honest(first: Sequence[Any], second: Sequence[Any]) -> tuple[Tensor, Tensor]
 
 def mixes_weights(first: Sequence[Any], second: Sequence[Any]) -> tuple[Tensor, Tensor]:
     x, _, epsilon = second
-    return scaled(*first), scaled(x, first[1] * 2, epsilon)
+    return scaled(*first), scaled(x, first[1], epsilon)
 
 
 def rounds_otherwise(first: Sequence[Any], second: Sequence[Any]) -> tuple[Tensor, Tensor]:
@@ -61,6 +61,35 @@ def overwrites(first: Sequence[Any], second: Sequence[Any]) -> tuple[Tensor, Ten
     return results
 
 
+def one_memory(first: Sequence[Any], second: Sequence[Any]) -> tuple[Tensor, Tensor]:
+    a, b = honest(first, second)
+    both = torch.cat((a.flatten(), b.flatten()))
+    return both[: a.numel()].view(a.shape), both[a.numel() :].view(b.shape)
+
+
+BUFFERS: dict[Any, Tensor] = {}
+
+
+def static_buffers(first: Sequence[Any], second: Sequence[Any]) -> tuple[Tensor, Tensor]:
+    a, b = honest(first, second)
+    return tuple(BUFFERS.setdefault((i, r.shape), r).copy_(r) for i, r in enumerate((a, b)))  # type: ignore[return-value]
+
+
+def only_bfloat16_is_wrong(first: Sequence[Any], second: Sequence[Any]) -> tuple[Tensor, Tensor]:
+    a, b = honest(first, second)
+    return (a + 1, b) if a.dtype == torch.bfloat16 else (a, b)
+
+
+def only_heads_are_wrong(first: Sequence[Any], second: Sequence[Any]) -> tuple[Tensor, Tensor]:
+    a, b = honest(first, second)
+    return (a + 1, b) if a.shape[-1] == 128 else (a, b)
+
+
+def only_many_rows_are_wrong(first: Sequence[Any], second: Sequence[Any]) -> tuple[Tensor, Tensor]:
+    a, b = honest(first, second)
+    return (a + 1, b) if len(a) > 100 else (a, b)
+
+
 def one_result(first: Sequence[Any], second: Sequence[Any]) -> Any:
     return scaled(*first)
 
@@ -72,6 +101,7 @@ def one_result(first: Sequence[Any], second: Sequence[Any]) -> Any:
         (mixes_weights, "call 1 of two in one launch differs"),
         (rounds_otherwise, "call 0 of two in one launch differs"),
         (overwrites, "changes an input"),
+        (one_memory, "in one memory"),
         (one_result, "not the results of two calls"),
         (None, None),
     ],
@@ -83,10 +113,20 @@ def test_the_probe(op: IrOp, pair: Callable[..., Any] | None, complaint: str | N
     assert said is None if complaint is None else complaint in str(said)
 
 
-def test_a_wrong_pair_is_refuted_by_the_verification(op: IrOp) -> None:
+@pytest.mark.parametrize(
+    "pair",
+    [
+        rounds_otherwise,
+        static_buffers,
+        only_bfloat16_is_wrong,
+        only_heads_are_wrong,
+        only_many_rows_are_wrong,
+    ],
+)
+def test_a_wrong_pair_is_refuted_by_the_verification(op: IrOp, pair: Callable[..., Any]) -> None:
     from ir_core.verification import verify
 
-    wrong = op.register_impl("t_wrong", batch_invariant=True, pair=rounds_otherwise)(scaled)
+    wrong = op.register_impl("t_wrong", batch_invariant=True, pair=pair)(scaled)
     right = op.register_impl("t_right", batch_invariant=True, pair=honest)(scaled)
     report = verify([wrong, right], budget=20, fresh_process=False, save=False, stop="first")
     refuted, other = report.certificates
@@ -99,6 +139,10 @@ def test_a_wrong_pair_is_refuted_by_the_verification(op: IrOp) -> None:
 def test_what_cannot_be_a_pair(op: IrOp, pair: Any) -> None:
     with pytest.raises(SchemaError, match="pair of implementation 't_bad' of op 't_scaled'"):
         op.register_impl("t_bad", pair=pair)(scaled)
+
+
+def test_a_function_without_a_signature_is_taken(op: IrOp) -> None:
+    assert op.register_impl("t_c", pair=max)(scaled).offers_pair
 
 
 def test_the_pair_is_part_of_the_identity(op: IrOp) -> None:

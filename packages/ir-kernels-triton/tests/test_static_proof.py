@@ -76,3 +76,45 @@ def test_a_broken_kernel_is_caught_side_by_side() -> None:
     )
     assert list(checks.within({"triton": "x", good.name: [0, 0, 0, 0]}, good, compiled))
     assert "has no budget" in next(checks.within({}, good, compiled))
+
+
+def test_every_way_to_an_access_waits() -> None:
+    """A kernel with the wait on all ways, and the same with any one of its waits taken out."""
+    import re
+
+    from ir_kernels_triton import compat
+    from ir_kernels_triton.launch_config import rms_spec
+    from ir_kernels_triton.proof import compiled
+
+    spec = rms_spec(
+        4096,
+        4096,
+        "bf16",
+        "bf16",
+        aligned=True,
+        inner=False,
+        residual=False,
+        canonical=True,
+        pdl=True,
+        interpret=False,
+    )
+    ptx = compat.compile_for(spec, compiled.target("sm90")).asm["ptx"]
+    found = list(re.finditer(r"griddepcontrol\.wait;", ptx))
+    assert found
+    assert compiled.waits(ptx)
+    for wait in found:
+        assert not compiled.waits(ptx[: wait.start()] + ptx[wait.end() :])
+
+
+def test_a_wait_on_one_of_two_ways_is_not_enough() -> None:
+    from ir_kernels_triton.proof.compiled import waits
+
+    def ptx(*lines: str) -> str:
+        return "\n".join((".entry kernel(", ")", "{", *lines, "}"))
+
+    branch, load, wait = "@%p1 bra $L__BB0_2;", "ld.global.b32 {%r1}, [%rd1];", "griddepcontrol.wait;"
+    assert not waits(ptx(branch, wait, "$L__BB0_2:", load, "ret;"))
+    assert waits(ptx(branch, wait, "bra.uni $L__BB0_3;", "$L__BB0_2:", wait, "$L__BB0_3:", load, "ret;"))
+    assert waits(ptx(branch, wait, load, "$L__BB0_2:", "ret;"))
+    assert not waits(ptx(load, wait, "ret;"))
+    assert not waits(ptx("ret;"))

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -117,6 +118,65 @@ def test_nothing_moves_across_a_write(norm: Any) -> None:
         return first, norm(x, w2, 1e-6)
 
     assert joined(written, torch.randn(5, 8))[1] == 0
+
+
+def test_random_numbers_keep_their_order(norm: Any) -> None:
+    def drawn(x: Tensor, w: Tensor, w2: Tensor) -> tuple[Tensor, ...]:
+        first = norm(x, w, 1e-6, None)
+        a, b = torch.ops.aten.rand.default([5, 8]), torch.ops.aten.rand.default([5, 8])
+        return first, a, norm(b, w2, 1e-6, None)
+
+    traced = make_fx(drawn, tracing_mode="fake")(torch.randn(5, 8), W, W2)
+    before = [str(node.target) for node in traced.graph.nodes]
+    pairing.join(traced.graph)
+    assert [str(node.target) for node in traced.graph.nodes] == before
+
+
+def by_hand(norm: Any, between: Any, *, described: bool = True) -> fx.Graph:
+    """Two norms of one input with ``between(graph, x)`` between them."""
+    graph = fx.Graph()
+    x, w = graph.placeholder("x"), graph.placeholder("w")
+    x.meta["val"], w.meta["val"] = torch.empty(5, 8), torch.empty(8)
+    nodes = [graph.call_function(norm, (x, w, 1e-6))]
+    between(graph, x)
+    nodes.append(graph.call_function(norm, (x, w, 1e-6)))
+    for node in nodes if described else ():
+        node.meta["val"] = torch.empty(5, 8)
+    graph.output(tuple(nodes))
+    return graph
+
+
+@pytest.mark.parametrize("what", ["python write", "method", "packet", "not described"])
+def test_what_is_not_known_to_be_pure_is_a_barrier(norm: Any, what: str) -> None:
+    between = {
+        "python write": lambda graph, x: graph.call_function(operator.setitem, (x, 0, 3.0)),
+        "method": lambda graph, x: graph.call_method("mul_", (x, 2)),
+        "packet": lambda graph, x: graph.call_function(torch.ops.aten.mul_, (x, 2)),
+        "not described": lambda graph, x: None,
+    }[what]
+    graph = by_hand(norm, between, described=what != "not described")
+    before = [str(node.target) for node in graph.nodes]
+    pairing.join(graph)
+    assert [str(node.target) for node in graph.nodes] == before
+
+
+def test_arithmetic_on_sizes_is_none(norm: Any) -> None:
+    graph = by_hand(norm, lambda graph, x: graph.call_function(operator.floordiv, (8, 2)))
+    pairing.join(graph)
+    assert sum(str(node.target).endswith("__pair.default") for node in graph.nodes) == 1
+
+
+def test_a_symbolic_length_is_not_fixed(norm: Any) -> None:
+    def two(x: Tensor, w: Tensor, w2: Tensor) -> tuple[Tensor, ...]:
+        return norm(x, w, 1e-6), norm(x + 1, w2, 1e-6)
+
+    traced = make_fx(two, tracing_mode="symbolic")(torch.randn(5, 8), W, W2)
+    (shapes,) = {
+        node.meta["val"].fake_mode.shape_env for node in traced.graph.nodes if node.op == "placeholder"
+    }
+    guards = len(shapes.guards)
+    pairing.join(traced.graph)
+    assert len(shapes.guards) == guards
 
 
 def test_an_implementation_without_the_offer_is_left_alone(norm: Any) -> None:

@@ -196,8 +196,9 @@ class IrOpImpl:
     def uuid(self) -> str:
         """Digest of everything that decides its bits: sources, package versions, flags.
 
-        Covers the module of the function and of its predicate with all they import from their own package, the
-        modules that a pack names, and the versions of its distribution, torch and Triton. Read once a process.
+        Covers the modules of the function, of its other forms and of its predicate, with all they import from their
+        own package, the modules that a pack names, and the versions of its distribution, torch and Triton. Read once a
+        process.
         """
         if self._digest is None:
             given = (self.impl_fn, self.functional_fn, self.pair_fn, self._predicate)
@@ -264,7 +265,11 @@ def check_pair(op: IrOp, provider: str, pair: Any) -> None:
     if not callable(pair):
         raise SchemaError(f"{what} is {pair!r}, which cannot be called.")
     try:
-        inspect.signature(pair).bind((), ())
+        signature = inspect.signature(pair)
+    except ValueError:  # a function in C without one: the verification calls it
+        return
+    try:
+        signature.bind((), ())
     except TypeError as error:
         raise SchemaError(
             f"{what} cannot be called with two argument lists.",

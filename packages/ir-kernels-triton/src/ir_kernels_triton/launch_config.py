@@ -66,9 +66,10 @@ COPY_MISALIGNED_FROM: Final = TILE_LIMIT
 
 PDL: Final = True
 """Programmatic dependent launch, from SM 9.0 on: the next kernel is set up while this one runs, and each kernel waits
-before its first access. On an H200 1x4096 takes 1.0 us instead of 1.7, 2048x4096 9.5 instead of 10.3, and nothing is
-lost on large shapes. Part of that (1.0 instead of 1.2) is touching the rows before the wait (``rms_kernel.py``), by
-the first programs only: all programs of a launch asking for the same weight took 15 us for 2048x4096."""
+before its first access. On an H200 1x4096 takes 1.07 us instead of 1.92, 2048x4096 9.2 instead of 10.5, and nothing is
+lost on large shapes. Part of that (0.2 at few rows) is touching the rows before the wait (``rms_kernel.py``), by the
+first programs only: all programs of a launch asking for the same weight took 15 us for 2048x4096. A kernel behind ours
+that is launched so must wait too before it reads what the kernel ahead of ours wrote."""
 
 START_SHORT: Final = (132, 528)
 """Where a program of at most ``SHORT_TILE_ELEMENTS`` starts the next kernel: at once in a launch of at most so many
@@ -81,8 +82,7 @@ multiple of their number. After its reads suits a launch that fills the GPU more
 
 START: Final = (32, 396)
 """The same for larger programs. On an H200 32x4096 takes 1.23 us at once and 1.35 behind the wait, 64x4096 1.57 and
-1.43, 256x2048 2.0 and 1.7, 264x4096 2.2 behind the wait and 2.5 after its reads, 4096x2048 9.8 and 9.4, fused 512x4096
-6.1 and 5.3."""
+1.43, 264x4096 2.2 behind the wait and 2.5 after its reads, 600x8192 6.6 and 5.9, fused 512x4096 6.1 and 5.3."""
 
 START_LONG: Final = (0, 396)
 """The same for rows of which a program reads ``LONG_ROW`` elements or more: fused 8x7168 takes 1.75 us at once and 1.68
@@ -94,7 +94,7 @@ LONG_ROW: Final = 16384
 NEVER_LATER: Final = {1024, 16384}
 """Padded lengths of a fused add that starts the next kernel behind the wait in launches of any size, never later: to
 ask for the size once more after the reads would spill 8 bytes, on sm_100 or on sm_120. On an H200 fused 16384x1024
-takes 33.5 us either way, 256x1024 1.66 instead of 1.57, 600x16384 20.4 instead of 20.7."""
+takes 33.5 us either way, 600x16384 20.4 instead of 20.7."""
 
 TOUCH_WHOLE: Final = 4096
 """Padded length from which a program's one row is touched by one bulk prefetch instead of one a line, unless the next

@@ -154,7 +154,7 @@ def _tile(
     behind the wait, a larger one after its reads.
     ``WHOLE``: the one row of a program is touched as a whole, unless the next kernel is started at once.
     ``PIN``: the address of the one row of a program is computed before the wait.
-    ``KEEP``: what is read leaves the L2 cache last.
+    ``KEEP``: aligned rows that are read leave the L2 cache last.
     """
     X_DTYPE: tl.constexpr = x_ptr.dtype.element_ty
     row = program * R + (tl.arange(0, R * T) // T)[None, :]

@@ -2,8 +2,9 @@
 """How often our implementations were really called. One dictionary entry a call: some tens of nanoseconds.
 
 Keys are ``seam:op/provider``: ``layer`` is a layer that we took over, called eagerly; ``ir`` a provider of vLLM's IR,
-called eagerly; ``graph`` a node of a compiled graph, and with `` in pairs`` behind it how often two of these calls were
-one launch. Replays of a CUDA graph run no Python and are not counted; its capture is.
+called eagerly; ``graph`` a node of a compiled graph, and with `` in pairs`` behind it how often two of these calls
+went through the implementation's pair, which makes one launch of them where it can. Replays of a CUDA graph run no
+Python and are not counted; its capture is.
 """
 
 from __future__ import annotations

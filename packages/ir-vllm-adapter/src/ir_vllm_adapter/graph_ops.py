@@ -81,7 +81,7 @@ def functional(op: IrOp, impl: IrOpImpl) -> Any:
 def _pair(op: IrOp, impl: IrOpImpl) -> Any:
     """``ir_vllm::<op>__<provider>__pair``: the arguments of one call, then those of another.
 
-    Counts both calls, and how often two were one launch.
+    Counts both calls, and how often two came together.
     """
     key, count, native = f"graph:{op.name}/{impl.provider}", len(op.params), _meaning(op)
     pairs = key + IN_PAIRS

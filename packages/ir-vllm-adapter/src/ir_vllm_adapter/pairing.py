@@ -9,12 +9,21 @@ is joined is decided once for a graph, never by the number of rows.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from ir_vllm_adapter import graph_ops, log
 
 if TYPE_CHECKING:
     from torch import fx
+
+
+ARITHMETIC: Final = frozenset(
+    (
+        "getitem", "add", "sub", "mul", "floordiv", "truediv", "mod", "neg", "pow",
+        "eq", "ne", "lt", "le", "gt", "ge", "and_", "or_",
+    )
+)  # fmt: skip
+"""Functions of Python's operator module that graphs have for results and sizes, and that write into nothing."""
 
 
 def around_lowering(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -46,22 +55,27 @@ def join(graph: fx.Graph) -> None:
 
 
 def _is_barrier(node: fx.Node) -> bool:
-    """Whether a node may write into a tensor, or will: nothing is moved across it."""
+    """Whether a node does more than compute its result, or may: nothing is moved across it."""
+    import operator
+
     import torch
 
     if node.op != "call_function":
         return node.op in ("call_module", "call_method")
-    if isinstance(node.target, torch._ops.HigherOrderOperator):
-        return True
-    schema = getattr(node.target, "_schema", None)
-    return schema is not None and bool(schema.is_mutable)
+    target = node.target
+    if isinstance(target, torch._ops.OpOverload):
+        return bool(target._schema.is_mutable) or torch.Tag.nondeterministic_seeded in target.tags
+    name, module = getattr(target, "__name__", ""), getattr(target, "__module__", "")
+    return not (name in ARITHMETIC and module == operator.getitem.__module__) and not (
+        name.startswith("sym_") and module == "torch"
+    )
 
 
 def _alike(first: fx.Node, second: fx.Node) -> bool:
-    """Whether two calls have rows of one length and dtype, with weights, and the same static arguments."""
+    """Whether two calls have rows of one length and dtype, and the same static arguments."""
     from torch import fx
 
-    if first.kwargs or second.kwargs:
+    if first.kwargs or second.kwargs or "val" not in first.meta or "val" not in second.meta:
         return False
     for mine, theirs in zip(_complete(first), _complete(second), strict=True):
         if isinstance(mine, fx.Node) and isinstance(theirs, fx.Node):
@@ -82,11 +96,9 @@ def _kind(node: fx.Node) -> tuple[Any, ...] | None:
     import torch
 
     value = node.meta.get("val")
-    return (
-        (value.dtype, value.device, int(value.shape[-1]))
-        if isinstance(value, torch.Tensor) and value.dim()
-        else None
-    )
+    if not isinstance(value, torch.Tensor) or not value.dim() or type(value.shape[-1]) is not int:
+        return None  # a symbolic length would be fixed by looking at it
+    return value.dtype, value.device, value.shape[-1]
 
 
 def _needed(first: fx.Node, second: fx.Node) -> list[fx.Node] | None:

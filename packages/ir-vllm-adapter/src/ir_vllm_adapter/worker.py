@@ -43,8 +43,10 @@ def around_init_device(original: Callable[..., Any]) -> Callable[..., Any]:
         from ir_vllm_adapter import hooks
 
         log.guarded("attach to vLLM", hooks.attach_all)
-        if _is_compiled(self.vllm_config):
-            log.guarded("attach to vLLM's compiler", hooks.attach_lowering)
+        log.guarded(
+            "attach to vLLM's compiler",
+            lambda: hooks.attach_lowering() if _is_compiled(self.vllm_config) else None,
+        )
         log.guarded("take over the norm layers", layer_seam.install)
         log.guarded("switch fusions off", lambda: _settle_fusions(self.vllm_config))
         result = original(self)

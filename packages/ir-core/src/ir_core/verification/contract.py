@@ -132,28 +132,51 @@ def numerics(subject: Subject, call: Call) -> str | None:
 
 
 def pair(subject: Subject, call: Call) -> str | None:
-    """Two calls in one launch have the bits of two calls, the second with another number of rows."""
+    """Two calls in one launch have the bits of two calls, in either order, and results of their own.
+
+    The second call has another number of rows and, apart from the activations, other tensors. Static arguments are the
+    same: calls that differ in them are never put together.
+    """
     impl = subject.impl
     if impl.pair_fn is None:
         return None
-    calls = (call, call.but(rows=2 * call.rows + 1, start=call.start + call.rows))
-    wanted = [_flat(impl.func_impl_fn(*subject.arguments(c))) for c in calls]
-    given = [subject.arguments(c) for c in calls]
+
+    def both() -> tuple[list[Any], list[Any]]:
+        second = subject.arguments(call.but(rows=2 * call.rows + 1, start=call.start + call.rows))
+        for place, name in enumerate(subject.op.params):
+            if (
+                isinstance(second[place], Tensor)
+                and second[place].dim()
+                and name not in subject.op.activations
+            ):
+                second[place] = second[place].flip(-1)
+        return subject.arguments(call), second
+
+    wanted = [_flat(impl.func_impl_fn(*args)) for args in both()]
+    given = both()
     before = [[arg.clone() if isinstance(arg, Tensor) else None for arg in args] for args in given]
-    results = impl.pair_fn(given[0], given[1])
-    if not isinstance(results, tuple) or len(results) != 2:
-        return f"its pair returns {type(results).__name__} and not the results of two calls"
-    for number, (result, expected) in enumerate(zip(results, wanted, strict=True)):
-        found = _flat(result)
-        if len(found) != len(expected) or not all(
-            a.dtype == b.dtype and _strides(a) == _strides(b) and _same(a, b)
-            for a, b in zip(found, expected, strict=True)
-        ):
-            return f"call {number} of two in one launch differs from the same call alone"
+    results = [
+        impl.pair_fn(given[0], given[1]),
+        impl.pair_fn(given[1], given[0]),
+    ]  # both are looked at after both
+    for result in results:
+        if not isinstance(result, tuple) or len(result) != 2:
+            return f"its pair returns {type(result).__name__} and not the results of two calls"
     for args, copies in zip(given, before, strict=True):
         for arg, old in zip(args, copies, strict=True):
             if old is not None and not _same(arg, old):
                 return "its pair changes an input"
+    found = [_flat(result) for result in (*results[0], *reversed(results[1]))]
+    for number, (mine, expected) in enumerate(zip(found, (*wanted, *wanted), strict=True)):
+        if len(mine) != len(expected) or not all(
+            a.dtype == b.dtype and _strides(a) == _strides(b) and _same(a, b)
+            for a, b in zip(mine, expected, strict=True)
+        ):
+            which = number if number < 2 else 3 - number
+            return f"call {which} of two in one launch differs from the same call alone"
+    owned = [{tensor.untyped_storage().data_ptr() for tensor in mine if tensor.numel()} for mine in found]
+    if sum(map(len, owned)) != len(set().union(*owned)):
+        return "its pair returns results of two calls in one memory"
     return None
 
 

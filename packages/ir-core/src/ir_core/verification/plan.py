@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 SMALL: Final = 160
 """Columns of the first setting: no power of two (masked lanes), a multiple of 16 bytes (alignment can be broken)."""
+HEAD: Final = 128
+"""Columns of an attention head: where two calls of a layer are one launch."""
 MIDDLE: Final = (1031, 4096)
 """A prime above 1024 (a masked second block), and a usual hidden size: several blocks of 256 or 1024."""
 WIDE: Final = (8200, 65536)

@@ -40,6 +40,7 @@ def everything(p: Prober, *, compiling: bool = True) -> Steps:
     ):  # few calls, and they decide about native on a CPU
         yield from wide_rows(p, Setting(first.dtype, widths[-1]), (1,))
     yield from contract_probes(p, first)
+    yield from two_calls(p, first)
     for dtype in dtypes:
         setting = Setting(dtype, small)
         if setting != first and p.accept(setting):
@@ -105,9 +106,21 @@ def contract_probes(p: Prober, setting: Setting) -> Steps:
     cases = [Case("fake", call.but(rows=6, layout=layout)) for layout in layouts]
     yield from p.pairs("fake", "", cases)
     yield from p.pairs("threads", "", [Case("threads", call.but(rows=9))])
-    if p.impl.pair_fn is not None:
-        layouts = ("contiguous", "odd_slice", "batched", "row_strided")
-        yield from p.pairs("pair", "", [Case("pair", call.but(layout=layout)) for layout in layouts])
+
+
+def two_calls(p: Prober, setting: Setting) -> Steps:
+    """Two calls in one launch, where the implementation offers that: every dtype, and heads of an attention layer."""
+    if p.impl.pair_fn is None:
+        return
+    layouts = ("contiguous", "odd_slice", "batched", "row_strided")
+    call = Call(**vars(setting), rows=5)
+    yield from p.pairs("pair", "", [Case("pair", call.but(layout=layout)) for layout in layouts])
+    head = plan.hidden_sizes(p.subject, (plan.HEAD,))[0]
+    for dtype in plan.dtypes(p.subject):
+        for narrow in dict.fromkeys((Setting(dtype, setting.hidden), Setting(dtype, head))):
+            calls = [Call(**vars(narrow), rows=number) for number in (1, 130)]
+            if _accepted(p, calls[0]):
+                yield from p.pairs("pair", str(narrow), [Case("pair", call) for call in calls])
 
 
 def invariance(p: Prober, setting: Setting, thorough: bool) -> Steps:
@@ -168,6 +181,10 @@ def _taken(p: Prober, call: Call) -> bool:
         return False  # rows that share memory cannot be donated
     if call.layout not in ("batched", "transposed", "unit_stride", "column_strided"):
         return True
+    return _accepted(p, call)
+
+
+def _accepted(p: Prober, call: Call) -> bool:
     try:
         return p.impl.refusal(p.subject.arguments(call), []) is None
     except Exception:  # the selection probe reports a broken predicate

@@ -18,9 +18,9 @@ from ir_kernels_triton.proof.cases import Case, before_sm90
 from ir_kernels_triton.proof.compiled import Compiled, inspect
 
 BUDGET: Final = Path(__file__).with_name("budget.json")
-SLACK: Final = 24
+SLACK: Final = 32
 """Registers that another Triton than the recorded one may take more; ptxas allocates them in eights. (Triton 3.6 takes
-78 for a misaligned fused add of 128 float32 on sm_80, 3.7.1 takes 56.)"""
+80 for a misaligned fused add of 128 float32 on sm_100, 3.7.1 takes 48.)"""
 
 
 def compile_all(cases: Sequence[Case], target: str, jobs: int | None = None) -> list[tuple[Case, Compiled]]:

@@ -37,7 +37,7 @@ class Compiled:
     shared: int
     threads: int
     waits: bool
-    """Whether it waits for the kernel before it, and does so before its first access."""
+    """Whether each way from its start to a global access passes a wait for the kernel before it."""
 
 
 def target(name: str) -> GPUTarget:
@@ -65,9 +65,7 @@ def read(ttgir: str, ptx: str, cubin: bytes, metadata: Any) -> Compiled:
         spilled=spilled,
         shared=int(metadata.shared),
         threads=32 * int(metadata.num_warps),
-        waits=-1
-        < ptx.find("griddepcontrol.wait")
-        < min(p for p in map(ptx.find, ("ld.global", "st.global")) if p > -1),
+        waits=waits(ptx),
     )
 
 
@@ -81,6 +79,29 @@ def reductions(ttgir: str) -> tuple[str, ...]:
         else re.sub(r"#(?!ttg)\w+", lambda m: layouts.get(m[0], m[0]), operand)
         for operand in found
     )
+
+
+def waits(ptx: str) -> bool:
+    """Whether ``griddepcontrol.wait`` stands on every path from the entry to a global load or store."""
+    lines = [line.split("//")[0].strip() for line in ptx.splitlines()]
+    labels = {line[:-1]: at for at, line in enumerate(lines) if re.fullmatch(r"[$\w]+:", line)}
+    todo, seen = [lines.index("{")], set()
+    while todo:
+        at = todo.pop()
+        while at < len(lines) and at not in seen:
+            seen.add(at)
+            line = lines[at]
+            if re.match(r"griddepcontrol\.wait\b", line):
+                break
+            if re.search(r"\b(?:ld|st|atom|red)\.(?:\w+\.)*global\b", line):
+                return False
+            jump = re.match(r"(@!?%p\d+\s+)?bra(?:\.uni)?\s+([$\w]+)\s*;", line)
+            if jump:
+                todo.append(labels[jump[2]])
+            if re.match(r"ret\b|exit\b|trap\b", line) or (jump and not jump[1]):
+                break
+            at += 1
+    return "griddepcontrol.wait" in ptx
 
 
 def accesses(ptx: str) -> tuple[int, ...]:
