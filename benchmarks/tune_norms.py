@@ -22,7 +22,7 @@ import common
 import norms
 import torch
 
-from ir_kernels_triton.launch_config import PDL, KernelSpec, rms_spec
+from ir_kernels_triton.launch_config import ALWAYS, PDL, KernelSpec, rms_spec
 from ir_kernels_triton.launcher import Kernel
 from ir_kernels_triton.proof.compiled import inspect
 
@@ -77,9 +77,8 @@ def configurations(op: str, n: int) -> Iterator[tuple[str, KernelSpec]]:
     yield "weights the other way, twice the warps", changed(late=True, warps=2)
     for limit in (None, 40, 64):
         yield f"registers: {limit or 'free'}", changed(maxnreg=limit)
-    always = (1 << 31) - 1
-    yield "next kernel at once", changed(start={"EARLY": always, "LATER": always})
-    yield "next kernel behind the wait", changed(start={"EARLY": 0, "LATER": always})
+    yield "next kernel at once", changed(start={"EARLY": ALWAYS, "LATER": ALWAYS})
+    yield "next kernel behind the wait", changed(start={"EARLY": 0, "LATER": ALWAYS})
     yield "next kernel after the reads", changed(start={"EARLY": 0, "LATER": 0})
     yield "no dependent launch", changed(pdl=False)
 

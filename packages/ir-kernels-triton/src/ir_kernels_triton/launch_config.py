@@ -91,6 +91,9 @@ behind the wait, 16x16384 2.05 and 2.02; but rms_norm 16x8192 1.45 and 1.51."""
 LONG_ROW: Final = 16384
 """Padded elements, those of the residual counted too."""
 
+ALWAYS: Final = (1 << 31) - 1
+"""A launch has no more programs than this, and the compiler knows it: it leaves the question out."""
+
 NEVER_LATER: Final = {1024, 16384}
 """Padded lengths of a fused add that starts the next kernel behind the wait in launches of any size, never later: to
 ask for the size once more after the reads would spill 8 bytes, on sm_100 or on sm_120. On an H200 fused 16384x1024
@@ -192,7 +195,7 @@ def _starts(tile: int, padded: int, residual: bool) -> dict[str, int]:
     long = padded * (2 if residual else 1) >= LONG_ROW
     early, later = START_SHORT if tile <= SHORT_TILE_ELEMENTS else START_LONG if long else START
     if residual and padded in NEVER_LATER:
-        later = (1 << 31) - 1  # a launch has no more programs, and the compiler knows it
+        later = ALWAYS
     return {"EARLY": early, "LATER": later}
 
 

@@ -163,7 +163,8 @@ def _tile(
     x_from, r_from = x_ptr, residual_ptr
     if PIN:  # so that the first access follows the wait at once
         x_from = pinned(x_ptr + program.to(tl.int64) * x_outer)
-        r_from = pinned(residual_ptr + program.to(tl.int64) * r_outer)
+        if HAS_RESIDUAL:
+            r_from = pinned(residual_ptr + program.to(tl.int64) * r_outer)
         x_at = col
         r_at = col
     else:

@@ -8,6 +8,7 @@ is joined is decided once for a graph, never by the number of rows.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
@@ -19,11 +20,12 @@ if TYPE_CHECKING:
 
 ARITHMETIC: Final = frozenset(
     (
-        "getitem", "add", "sub", "mul", "floordiv", "truediv", "mod", "neg", "pow",
-        "eq", "ne", "lt", "le", "gt", "ge", "and_", "or_",
+        operator.getitem, operator.add, operator.sub, operator.mul, operator.floordiv, operator.truediv, operator.mod,
+        operator.neg, operator.pow, operator.eq, operator.ne, operator.lt, operator.le, operator.gt, operator.ge,
+        operator.and_, operator.or_,
     )
 )  # fmt: skip
-"""Functions of Python's operator module that graphs have for results and sizes, and that write into nothing."""
+"""Functions of Python's that graphs have for results and sizes, and that write into nothing."""
 
 
 def around_lowering(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -56,19 +58,15 @@ def join(graph: fx.Graph) -> None:
 
 def _is_barrier(node: fx.Node) -> bool:
     """Whether a node does more than compute its result, or may: nothing is moved across it."""
-    import operator
-
     import torch
 
     if node.op != "call_function":
         return node.op in ("call_module", "call_method")
-    target = node.target
+    target: Any = node.target
     if isinstance(target, torch._ops.OpOverload):
         return bool(target._schema.is_mutable) or torch.Tag.nondeterministic_seeded in target.tags
-    name, module = getattr(target, "__name__", ""), getattr(target, "__module__", "")
-    return not (name in ARITHMETIC and module == operator.getitem.__module__) and not (
-        name.startswith("sym_") and module == "torch"
-    )
+    symbolic = getattr(target, "__module__", "") == "torch" and target.__name__.startswith("sym_")
+    return not symbolic and target not in ARITHMETIC
 
 
 def _alike(first: fx.Node, second: fx.Node) -> bool:
@@ -120,8 +118,6 @@ def _needed(first: fx.Node, second: fx.Node) -> list[fx.Node] | None:
 
 def _replace(graph: fx.Graph, first: fx.Node, second: fx.Node, between: list[fx.Node]) -> None:
     """Put one node in the place of the two; the nodes that the second needs go before it."""
-    import operator
-
     for node in between:
         first.prepend(node)
     with graph.inserting_before(first):

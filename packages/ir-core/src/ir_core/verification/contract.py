@@ -155,10 +155,8 @@ def pair(subject: Subject, call: Call) -> str | None:
     wanted = [_flat(impl.func_impl_fn(*args)) for args in both()]
     given = both()
     before = [[arg.clone() if isinstance(arg, Tensor) else None for arg in args] for args in given]
-    results = [
-        impl.pair_fn(given[0], given[1]),
-        impl.pair_fn(given[1], given[0]),
-    ]  # both are looked at after both
+    # Both launches before either is looked at: a result must outlive the next launch.
+    results = [impl.pair_fn(given[0], given[1]), impl.pair_fn(given[1], given[0])]
     for result in results:
         if not isinstance(result, tuple) or len(result) != 2:
             return f"its pair returns {type(result).__name__} and not the results of two calls"
@@ -166,15 +164,17 @@ def pair(subject: Subject, call: Call) -> str | None:
         for arg, old in zip(args, copies, strict=True):
             if old is not None and not _same(arg, old):
                 return "its pair changes an input"
-    found = [_flat(result) for result in (*results[0], *reversed(results[1]))]
-    for number, (mine, expected) in enumerate(zip(found, (*wanted, *wanted), strict=True)):
-        if len(mine) != len(expected) or not all(
-            a.dtype == b.dtype and _strides(a) == _strides(b) and _same(a, b)
-            for a, b in zip(mine, expected, strict=True)
-        ):
-            which = number if number < 2 else 3 - number
-            return f"call {which} of two in one launch differs from the same call alone"
-    owned = [{tensor.untyped_storage().data_ptr() for tensor in mine if tensor.numel()} for mine in found]
+    found = [[_flat(result) for result in launch] for launch in results]
+    for launch, expected in zip(found, (wanted, wanted[::-1]), strict=True):
+        for number, (mine, alone) in enumerate(zip(launch, expected, strict=True)):
+            if len(mine) != len(alone) or not all(
+                a.dtype == b.dtype and _strides(a) == _strides(b) and _same(a, b)
+                for a, b in zip(mine, alone, strict=True)
+            ):
+                return f"call {number} of two in one launch differs from the same call alone"
+    owned = [
+        {t.untyped_storage().data_ptr() for t in mine if t.numel()} for launch in found for mine in launch
+    ]
     if sum(map(len, owned)) != len(set().union(*owned)):
         return "its pair returns results of two calls in one memory"
     return None
