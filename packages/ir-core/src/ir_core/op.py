@@ -6,7 +6,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -41,6 +41,7 @@ class IrOp:
         has_reduction: whether an output element sums over input elements; if so, an implementation is not
             batch-invariant unless it says so.
         torch_op: the torch library op ``torch.ops.ir_core.<name>.default``.
+        parameter_values: documented values of parameters, by name and label (:meth:`register_values`).
     """
 
     registry: ClassVar[dict[str, IrOp]] = OPS
@@ -86,6 +87,7 @@ class IrOp:
         self._fake_fn: Callable[..., Any] = native_impl
         self._backward_fn: Callable[..., Any] | None = None
         self._input_generator: Callable[..., tuple[Any, ...]] | None = None
+        self.parameter_values: dict[str, dict[str, Any]] = {}
         self._tolerances: dict[torch.dtype, Tolerance] = {}
         self._library = torch_library.OpLibrary(self)
         self.torch_op = self._library.functional
@@ -242,6 +244,24 @@ class IrOp:
         """Decorator: ``fn(num_tokens, hidden_size, dtype, ...)`` makes arguments for tests and benchmarks."""
         self._input_generator = fn
         return fn
+
+    def register_values(self, **values: Sequence[Any] | Mapping[str, Any]) -> None:
+        """Document what parameters may be, for verification: ``register_values(approximate=("none", "tanh"))``.
+
+        A parameter's default needs no mention. A mapping names its values; a value may be a function of the hidden
+        size: ``register_values(variance_size={"half": lambda hidden: hidden // 2})``.
+
+        Raises:
+            SchemaError: the op has no such parameter.
+        """
+        for name, listed in values.items():
+            if name not in self.params:
+                raise SchemaError(
+                    f"Op '{self.name}' has no parameter '{name}', whose values are documented.",
+                    why=f"It has {', '.join(self.params)}.",
+                )
+            named = listed if isinstance(listed, Mapping) else {str(value): value for value in listed}
+            self.parameter_values[name] = dict(named)
 
     # -- what it knows -------------------------------------------------------------------------------------
 

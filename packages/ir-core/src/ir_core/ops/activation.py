@@ -145,6 +145,10 @@ def _gelu_and_mul_sparse_inputs(
     return x, std_multiplier, approximate
 
 
+gelu_and_mul_sparse.register_values(
+    approximate=("none", "tanh"), std_multiplier=(0.0, 1.0, 1.6448536269514722)
+)
+
 # Two correct implementations may round mean or std to neighbouring numbers of x's dtype, which moves the threshold by
 # up to 1 (mean) + 1.65 (std, times the multiplier) + 1 (the roundings behind) units in [1, 2), with nothing to compare
 # it to: an absolute error, times GELU's slope (at most 1.13) and the up half (below 6 for generated inputs). Behind the

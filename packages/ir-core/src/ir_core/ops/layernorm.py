@@ -120,5 +120,8 @@ def _fused_add_rms_norm_inputs(
 
 
 for _op in (rms_norm, fused_add_rms_norm):
+    _op.register_values(
+        epsilon=(1e-6, 1e-5, 1e-3), variance_size={"half": lambda hidden: max(hidden // 2, 1)}
+    )
     for _dtype in (torch.float16, torch.bfloat16, torch.float32):
         _op.override_tolerance(_dtype, **bound(_dtype, 3 * unit_roundoff(_dtype) + _STATISTICS))
