@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import torch
 
-from ir_core import codegen, facts, platforms, policy, selection
+from ir_core import codegen, facts, platforms, policy, policy_guard, selection
 from ir_core.errors import IrError
 from ir_core.locks import fork_safe_rlock
 from ir_core.policy import Policy
@@ -468,7 +468,7 @@ def _provider_for_trace(name: str, described: tuple[Any, ...]) -> str:
         device = device or where
         meta = torch.empty(shape, dtype=dtype, device="meta")
         args.append(meta.as_strided(shape, strides) if strides else meta)
-    return resolve(IrOp.registry[name], policy.current(), args, device)[1].provider
+    return resolve(IrOp.registry[name], policy_guard.pin(), args, device)[1].provider
 
 
 def _wrap_for_trace() -> bool:
@@ -478,7 +478,7 @@ def _wrap_for_trace() -> bool:
 def _whole_for_trace(name: str, provider: str) -> bool:
     from ir_core.op import IrOp
 
-    return keeps_whole(IrOp.registry[name]._impls[provider], policy.current())
+    return keeps_whole(IrOp.registry[name]._impls[provider], policy_guard.pin())
 
 
 # Dynamo calls a function with this mark and puts its result into the trace as a constant; setting it here

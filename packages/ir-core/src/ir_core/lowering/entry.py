@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 from collections.abc import Callable, Sequence
@@ -20,6 +21,7 @@ from torch._inductor.custom_graph_pass import CustomGraphPass
 from torch._logging._internal import trace_structured
 
 from ir_core import policy as policies
+from ir_core import policy_guard
 from ir_core.errors import IrError, LoweringError
 from ir_core.lowering.cache_key import cache_key
 from ir_core.lowering.clone_elimination import eliminate_clones, prefer_functional
@@ -32,7 +34,7 @@ logger = logging.getLogger("ir_core")
 
 PRE = "pre_grad_custom_pass"
 POST = "post_grad_custom_post_pass"
-_ON_CONTEXT = "_ir_core_policy"
+FILTER = "guard_filter_fn"
 _PASSES = "_ir_core_passes"
 
 
@@ -40,8 +42,9 @@ class Passes:
     """The two passes of one compiled function, and the reports of the graphs they lowered.
 
     Args:
-        policy: the requirement to select under; by default the one in force when a graph is built. The backward
-            of a graph is compiled later, under the policy that its forward had.
+        policy: the requirement to select under, whatever is in force; by default the one in force when a graph is
+            built, which becomes a guard of the graph. The backward of a graph is compiled later, under the policy
+            that its forward had.
     """
 
     def __init__(self, policy: Policy | None = None) -> None:
@@ -52,16 +55,7 @@ class Passes:
 
     def policy(self) -> Policy:
         """The policy for the graph that is being compiled."""
-        if self._policy is not None:
-            return self._policy
-        context = torch._guards.TracingContext.try_get()
-        if context is None:
-            return policies.current()
-        kept: Policy | None = getattr(context, _ON_CONTEXT, None)
-        if kept is None:
-            kept = policies.current()
-            setattr(context, _ON_CONTEXT, kept)
-        return kept
+        return policy_guard.pin() if self._policy is None else self._policy
 
     def _functionalize(self, graph: fx.Graph) -> None:
         self.policy()  # the forward is being built: keep its policy for the backward
@@ -141,7 +135,13 @@ def options(passes: Passes | None = None, given: dict[str, Any] | None = None) -
     after = merged.get(POST, getattr(config, POST))
     merged[PRE] = _join(before, passes.functionalize)
     merged[POST] = _join(passes.lower, after)
-    return merged
+    return _guarded(merged)
+
+
+def _guarded(given: dict[str, Any]) -> dict[str, Any]:
+    """The same options, whose filter of guards leaves that of the policy."""
+    chosen = given.get(FILTER)
+    return given if chosen is None else {**given, FILTER: policy_guard.keep(chosen)}
 
 
 def _join(*passes: Any) -> CustomGraphPass:
@@ -157,14 +157,14 @@ def compile(  # noqa: A001  the counterpart of torch.compile
 
     Args:
         model: a module or function.
-        policy: the requirement to select under; by default the one in force when a graph is built. A graph keeps
-            the policy it was built with.
+        policy: the requirement that holds inside every call; by default the one in force there. A graph belongs to
+            the policy it was built under: a call under another takes another graph.
         kwargs: passed to ``torch.compile``; Inductor passes in ``options`` keep running.
 
     Raises:
         LoweringError: the backend is another than Inductor or :func:`eager_backend`.
     """
-    passes = Passes(policy)
+    passes = Passes()
     backend = kwargs.pop("backend", "inductor")
     if backend in ("inductor", None):
         mode = kwargs.pop("mode", None)
@@ -173,6 +173,8 @@ def compile(  # noqa: A001  the counterpart of torch.compile
             given = {**torch._inductor.list_mode_options(mode), **given}
         compiled = torch.compile(model, options=options(passes, given), **kwargs)
     elif backend == "eager":
+        if "options" in kwargs:
+            kwargs["options"] = _guarded(dict(kwargs["options"] or {}))
         compiled = torch.compile(model, backend=eager_backend(passes), **kwargs)
     else:
         raise LoweringError(
@@ -180,10 +182,27 @@ def compile(  # noqa: A001  the counterpart of torch.compile
             why="The passes are run by Inductor, or by ir-core's own 'eager' backend.",
             fix="Drop the argument, or use torch.compile: ops then select when they are called.",
         )
+    if policy is not None:
+        compiled = _under(policy, compiled)
     try:
         setattr(compiled, _PASSES, passes)
     except AttributeError as error:  # torch.compile returned something without attributes
         raise IrError(f"{compiled!r} cannot keep its lowering reports.") from error
+    return compiled
+
+
+def _under(policy: Policy, compiled: Any) -> Any:
+    """``compiled``, each of whose calls runs in a scope of ``policy``: its graphs, and what Dynamo left outside."""
+    inner = compiled.forward if isinstance(compiled, torch.nn.Module) else compiled
+
+    @functools.wraps(inner)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        with policies.scope(policy):
+            return inner(*args, **kwargs)
+
+    if not isinstance(compiled, torch.nn.Module):
+        return call
+    compiled.forward = call
     return compiled
 
 
