@@ -9,12 +9,13 @@ import pytest
 
 import ir_core
 from ir_vllm_adapter import fusion, log
+from ir_vllm_adapter.attachment import Attachment
 from ir_vllm_adapter.errors import RefusedError
 
 
 @pytest.fixture(autouse=True)
 def fresh(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fusion, "OFF", {})
+    monkeypatch.setattr(fusion, "ATTACHED", Attachment())
     monkeypatch.setattr(log, "LINES", [])
 
 
@@ -41,7 +42,7 @@ def test_defaults_cannot_switch_one_on_any_more() -> None:
         fusion.settle(config)
     assert config == passes(fuse_norm_quant=False, fuse_allreduce_rms=False)
     assert log.LINES == []
-    assert set(fusion.OFF) == {"fuse_norm_quant", "fuse_allreduce_rms"}
+    assert set(fusion.ATTACHED.fusions_off) == {"fuse_norm_quant", "fuse_allreduce_rms"}
 
 
 def test_without_the_requirement_nothing_is_touched() -> None:

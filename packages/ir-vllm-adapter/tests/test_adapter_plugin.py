@@ -13,11 +13,12 @@ from importlib.metadata import PackageNotFoundError, entry_points
 import pytest
 
 from ir_vllm_adapter import compat, log, plugin
+from ir_vllm_adapter.attachment import Attachment
 
 
 @pytest.fixture(autouse=True)
 def fresh(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plugin, "_registered", False)
+    monkeypatch.setattr(plugin, "ATTACHED", Attachment())
     monkeypatch.setattr(log, "LINES", [])
 
 
@@ -31,29 +32,29 @@ def pretend(monkeypatch: pytest.MonkeyPatch, version: str | None) -> None:
 
 
 @pytest.mark.parametrize(
-    ("version", "verdict", "priority"),
+    ("version", "verdict"),
     [
-        (None, "absent", None),
-        ("0.19.2", "too old", None),
-        ("0.8.5.post1", "too old", None),
-        ("0.20.0", "tested", "forward pass"),
-        ("0.25.1", "untested", "forward pass"),
-        ("0.26.0", "tested", "worker start"),
-        ("0.32.0", "tested", "worker start"),
-        ("0.33.0rc2.dev17+g0123abc", "tested", "worker start"),
-        ("0.34.0", "untested", "never"),
-        ("1.0.0", "untested", "never"),
-        ("nightly", "untested", "worker start"),
+        (None, "absent"),
+        ("0.19.2", "too old"),
+        ("0.8.5.post1", "too old"),
+        ("0.20.0", "tested"),
+        ("0.25.1", "untested"),
+        ("0.26.0", "tested"),
+        ("0.32.0", "tested"),
+        ("0.33.0rc2.dev17+g0123abc", "tested"),
+        ("0.34.0", "untested"),
+        ("1.0.0", "untested"),
+        ("nightly", "untested"),
     ],
 )
-def test_versions_by_the_table(
-    monkeypatch: pytest.MonkeyPatch, version: str | None, verdict: str, priority: str | None
+def test_versions_and_what_is_said_of_them(
+    monkeypatch: pytest.MonkeyPatch, version: str | None, verdict: str
 ) -> None:
     pretend(monkeypatch, version)
     host = compat.host()
     assert host.verdict == verdict
-    assert (host.behaviour.priority if host.behaviour else None) == priority
-    assert host.line == "" if verdict == "tested" else host.line
+    assert host.supported == (verdict in ("tested", "untested"))
+    assert (host.line == "") == (verdict == "tested")
 
 
 @pytest.mark.parametrize(("version", "says"), [(None, "not installed"), ("0.19.0", "older than 0.20")])

@@ -9,7 +9,8 @@ from importlib.util import find_spec
 import pytest
 
 from ir_vllm_adapter import __main__ as command
-from ir_vllm_adapter import compat, plugin, status
+from ir_vllm_adapter import plugin, status
+from ir_vllm_adapter.attachment import Attachment
 
 no_vllm = pytest.mark.skipif(find_spec("vllm") is not None, reason="vLLM is installed here")
 
@@ -67,11 +68,4 @@ def test_the_table_lines_up_and_names_exceptions() -> None:
 
 @pytest.fixture(autouse=True)
 def untouched(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plugin, "_registered", False)
-
-
-def test_the_table_of_versions_is_ordered_and_complete() -> None:
-    sinces = [row.since for row in compat.TABLE]
-    assert sinces == sorted(sinces)
-    assert sinces[0] == compat.OLDEST
-    assert {compat.parse(tested) for tested in compat.TESTED} <= set(sinces)
+    monkeypatch.setattr(plugin, "ATTACHED", Attachment())

@@ -23,6 +23,7 @@ from torch import Tensor
 import ir_core
 from ir_core import policy as core_policy
 from ir_vllm_adapter import compat, counters, fusion, hooks, ir_seam, layer_seam, log, plugin, status, worker
+from ir_vllm_adapter.attachment import ATTACHED, is_wrapped
 from ir_vllm_adapter.errors import RefusedError
 
 pytestmark = [
@@ -98,27 +99,16 @@ def ops() -> dict[str, Any]:
     return IrOp.registry
 
 
-def behaviour() -> compat.Behaviour:
-    found = compat.host().behaviour
-    assert found is not None
-    return found
-
-
 # -- facts -------------------------------------------------------------------------------------------------
 
 
-def test_the_table_of_versions_tells_the_truth() -> None:
+def test_the_ir_of_this_version_has_a_list_for_each_op() -> None:
     from dataclasses import fields
 
-    import vllm.ir.op
     from vllm.config.kernel import IrOpPriorityConfig
 
     assert compat.ir_present()
-    assert set(behaviour().ir_ops) == set(ops())
-    assert {field.name for field in fields(IrOpPriorityConfig)} == set(ops())
-    # Once at worker start where there is something that sets a default, else at each forward pass.
-    at_start = hasattr(vllm.ir.op.IrOp, "set_default") and hasattr(IrOpPriorityConfig, "set_default")
-    assert behaviour().priority == ("worker start" if at_start else "forward pass")
+    assert {field.name for field in fields(IrOpPriorityConfig)} == set(compat.ir_op_names()) == set(ops())
 
 
 def test_every_norm_fusion_of_this_version_is_known() -> None:
@@ -143,7 +133,7 @@ def test_every_implementation_becomes_a_provider(invariant: pytest.MonkeyPatch) 
         mine = ir_core.get_op(name)
         assert theirs._schema_str == mine.schema
         for provider, impl in mine.impls.items():
-            if provider == "native" or (name, provider) in ir_seam.COLLISIONS:
+            if provider == "native" or (name, provider) in ATTACHED.collisions:
                 continue
             assert theirs.impls[provider].batch_invariant == impl.batch_invariant
             assert theirs.impls[provider].uuid() == ir_seam.provider_uuid(impl)
@@ -180,18 +170,18 @@ def test_vllms_lowering_pass_joins_the_q_and_k_norms(invariant: pytest.MonkeyPat
     views = qkv[:, :64].unflatten(-1, (2, 32)), qkv[:, 64:96].unflatten(-1, (1, 32))
     for got, x, w in zip(traced(*given), views, weights, strict=True):
         assert torch.equal(got, portable("rms_norm", x, w, EPS).flatten(-2))
-    hooks.undo()
-    assert not hasattr(VllmIRLoweringPass.__call__, hooks._MARK)
+    ATTACHED.undo()
+    assert not is_wrapped(VllmIRLoweringPass.__call__)
 
 
 def test_registering_twice_changes_nothing(invariant: pytest.MonkeyPatch) -> None:
     before = {name: dict(theirs.impls) for name, theirs in ops().items()}
-    methods = len(hooks._wrapped)
-    plugin._registered = False
+    changes = len(ATTACHED)
+    ATTACHED.registered = False
     attach()
     ir_seam.register_providers()
     assert {name: theirs.impls for name, theirs in ops().items()} == before
-    assert len(hooks._wrapped) == methods
+    assert len(ATTACHED) == changes
 
 
 def test_invariant_mode_orders_the_platform_defaults(invariant: pytest.MonkeyPatch) -> None:
@@ -213,7 +203,9 @@ def test_a_named_variant_is_taken_out_with_a_line(invariant: pytest.MonkeyPatch)
 
 
 def test_a_provider_of_vllm_is_taken_out_too(invariant: pytest.MonkeyPatch) -> None:
-    theirs = next(p for p in ops()["rms_norm"].impls if p not in ir_seam.OURS["rms_norm"] and p != "native")
+    theirs = next(
+        p for p in ops()["rms_norm"].impls if p not in ATTACHED.providers["rms_norm"] and p != "native"
+    )
     assert lists(vllm_config(rms_norm=[theirs]))["rms_norm"] == [INVARIANT, "portable"]
     assert f"{theirs}: vLLM does not declare it batch-invariant" in log.LINES[0]
 
@@ -255,7 +247,7 @@ def test_vllm_installs_the_lists_and_restores_them(invariant: pytest.MonkeyPatch
     """0.20: in the forward context of each pass; later: once, when a worker starts."""
     config = vllm_config(rms_norm=["portable"])
     op = ops()["rms_norm"]
-    if behaviour().priority == "forward pass":
+    if not hasattr(type(op), "set_default"):  # 0.20
         from vllm.forward_context import set_forward_context
 
         before = op.get_priority()
@@ -280,7 +272,9 @@ def test_a_worker_follows_the_lists_it_was_sent(invariant: pytest.MonkeyPatch) -
     config = vllm_config(rms_norm=["portable"])
     core_policy.reset_default(forget_changes=True)
     ir_seam.adopt(config.kernel_config.ir_op_priority)
-    assert ir_core.current().for_op("fused_add_rms_norm").named == ()  # what nobody named stays nobody's wish
+    assert (
+        ir_core.current().for_op("fused_add_rms_norm").named == ()
+    )  # what the user did not name is not preferred
     assert ir_core.ops.rms_norm.dispatch(torch.ones(2, 8), None, EPS).provider == "portable"
 
 
@@ -351,7 +345,7 @@ def test_a_name_that_vllm_has_stays_vllms(settings: pytest.MonkeyPatch) -> None:
     try:
         attach()
         assert op.impls[VARIANT] is theirs
-        assert ("rms_norm", VARIANT) in ir_seam.COLLISIONS
+        assert ("rms_norm", VARIANT) in ATTACHED.collisions
     finally:
         plugin.unregister()
         del op.impls[VARIANT]
@@ -368,8 +362,8 @@ def test_without_the_switch_vllm_behaves_as_before(settings: pytest.MonkeyPatch)
     config = vllm_config()
     assert lists(config) == before
     assert config.compilation_config.pass_config == alone
-    assert layer_seam.TAKEN == {}
-    assert fusion.OFF == {}
+    assert ATTACHED.layers == {}
+    assert ATTACHED.fusions_off == {}
     assert log.LINES == []
 
 
@@ -417,7 +411,7 @@ def randomized(layer: Any) -> Any:
 def test_the_layers_are_ours_and_still_vllms(layers: Any) -> None:
     for name, switch in layer_seam.LAYERS.items():
         layer = getattr(layers, name)(64)
-        assert type(layer) is layer_seam.TAKEN[name]
+        assert type(layer) is ATTACHED.layers[name]
         assert isinstance(layer, getattr(layers, name))
         assert type(layer).name == switch  # `custom_ops=["-rms_norm"]` keeps its meaning
 
@@ -519,7 +513,7 @@ def test_without_an_ir_the_layer_seam_stands_alone(settings: pytest.MonkeyPatch)
     settings.setenv("VLLM_BATCH_INVARIANT", "1")
     attach()
     layer_seam.install()
-    assert ir_seam.OURS == {}
+    assert ATTACHED.providers == {}
     from vllm.config import CompilationConfig, VllmConfig, set_current_vllm_config
     from vllm.model_executor.layers import layernorm
 
@@ -548,7 +542,7 @@ def test_somebody_elses_layer_is_left_alone(invariant: pytest.MonkeyPatch) -> No
     invariant.setitem(custom_op.op_registry_oot, "RMSNorm", TheirNorm)
     layer_seam.install()
     assert custom_op.op_registry_oot["RMSNorm"] is TheirNorm
-    assert set(layer_seam.TAKEN) == {"GemmaRMSNorm"}
+    assert set(ATTACHED.layers) == {"GemmaRMSNorm"}
     assert any("RMSNorm is already taken over by" in line for line in log.LINES)
 
 

@@ -3,7 +3,8 @@
 
 =====================  ==================================================================================
 ``plugin.py``          what vLLM calls in each process; attaches the hooks, nothing more
-``compat.py``          what each vLLM version does, as a table
+``attachment.py``      what was changed in this process, in one object that undoes itself
+``compat.py``          which vLLM is here, and what differs between versions
 ``hooks.py``           the points of vLLM that are wrapped, all in one place, all reversible
 ``ir_seam.py``         providers and priorities of vLLM's own IR (0.20 to 0.33)
 ``layer_seam.py``      RMSNorm and GemmaRMSNorm through vLLM's out-of-tree hook (all versions)

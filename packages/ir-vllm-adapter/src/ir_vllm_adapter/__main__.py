@@ -31,7 +31,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _facts() -> dict[str, Any]:
     """Attach to the vLLM of this environment as its front end and a worker would, and look."""
-    if compat.host().behaviour is not None:
+    if compat.host().supported:
         plugin.register()
         hooks.attach_all()
         log.guarded("take over the norm layers", layer_seam.install)

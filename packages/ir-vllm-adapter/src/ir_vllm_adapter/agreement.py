@@ -51,7 +51,7 @@ def check(group: Any, mine: Callable[[], Ballot]) -> None:
     """Exchange ballots over vLLM's tensor-parallel group (its CPU group) and compare them. A collective call.
 
     Args:
-        group: vLLM's GroupCoordinator; a lone rank asks nobody.
+        group: vLLM's GroupCoordinator; a lone rank has nothing to compare.
         mine: makes this rank's ballot.
 
     Raises:

@@ -3,54 +3,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 OLDEST: Final = (0, 20)
 """The first release with vLLM IR; before it there is no seam that the adapter knows."""
 TESTED: Final = ("0.20.0", "0.26.0", "0.32.0", "0.33.0")
 """Versions that the test sessions run against."""
-IR_GONE: Final = (0, 34)
-"""vLLM 0.33 announces that its IR is removed in this release: the layer seam alone remains."""
-
-
-@dataclass(frozen=True)
-class Behaviour:
-    """What a range of vLLM versions does.
-
-    Args:
-        since: the first version of the range.
-        ir_ops: ops of vLLM's IR.
-        priority: when vLLM installs the IR priorities: at each forward pass, once at worker start, or never (no IR).
-        fused_rounding: what the layer's own fused add does where it differs from ir-core's op, or "".
-        inductor_switch: whether vLLM sets Inductor's batch-invariant switch in batch-invariant mode.
-    """
-
-    since: tuple[int, int]
-    ir_ops: tuple[str, ...]
-    priority: Literal["forward pass", "worker start", "never"]
-    fused_rounding: str = ""
-    inductor_switch: bool = False
-
-
-_TWO: Final = ("rms_norm", "fused_add_rms_norm")
-_THREE: Final = (*_TWO, "gelu_and_mul_sparse")
-
-TABLE: Final = (
-    Behaviour(
-        (0, 20),
-        ("rms_norm",),
-        "forward pass",
-        fused_rounding="RMSNorm with a residual rounds to the activation's dtype before it multiplies by the weight, "
-        "and GemmaRMSNorm rounds the bfloat16 sum before it normalises",
-    ),
-    Behaviour((0, 26), _TWO, "worker start"),
-    Behaviour((0, 32), _THREE, "worker start"),
-    Behaviour((0, 33), _THREE, "worker start", inductor_switch=True),
-    Behaviour(IR_GONE, (), "never", inductor_switch=True),
-)
 
 
 @dataclass(frozen=True)
@@ -61,13 +24,16 @@ class Host:
         version: as its metadata says; "" when it is absent.
         verdict: "absent", "too old", "tested", "untested" (between or beyond the tested ones).
         line: one sentence for the user where there is something to say, else "".
-        behaviour: the row of the table, None when the adapter does nothing.
     """
 
     version: str
     verdict: Literal["absent", "too old", "tested", "untested"]
     line: str
-    behaviour: Behaviour | None
+
+    @property
+    def supported(self) -> bool:
+        """Whether the adapter does anything in it."""
+        return self.verdict in ("tested", "untested")
 
 
 def parse(text: str) -> tuple[int, int]:
@@ -86,25 +52,20 @@ def host() -> Host:
         text = version("vllm")
         parsed = parse(text)
     except PackageNotFoundError:
-        return Host("", "absent", "vLLM is not installed: ir-vllm-adapter has nothing to do.", None)
+        return Host("", "absent", "vLLM is not installed: ir-vllm-adapter has nothing to do.")
     except ValueError:
-        newest = TABLE[-2]
-        return Host(
-            text, "untested", f"vLLM {text!r} is no version that can be compared; treated as new.", newest
-        )
+        return Host(text, "untested", f"vLLM {text!r} is no version that can be compared; treated as new.")
     if parsed < OLDEST:
         oldest = ".".join(map(str, OLDEST))
-        return Host(
-            text,
-            "too old",
-            f"vLLM {text} is older than {oldest}: ir-vllm-adapter needs {oldest} and does nothing.",
-            None,
-        )
-    behaviour = [row for row in TABLE if row.since <= parsed][-1]
+        line = f"vLLM {text} is older than {oldest}: ir-vllm-adapter needs {oldest} and does nothing."
+        return Host(text, "too old", line)
     if any(parse(tested) == parsed for tested in TESTED):
-        return Host(text, "tested", "", behaviour)
-    tested = ", ".join(TESTED)
-    return Host(text, "untested", f"ir-vllm-adapter is tested with vLLM {tested}; this is {text}.", behaviour)
+        return Host(text, "tested", "")
+    line = f"ir-vllm-adapter is tested with vLLM {', '.join(TESTED)}; this is {text}."
+    return Host(text, "untested", line)
+
+
+# -- what differs between versions, each asked of the vLLM that is here ------------------------------------
 
 
 def ir_present() -> bool:
@@ -121,6 +82,34 @@ def ir_op_names() -> tuple[str, ...]:
     """Ops that the imported vLLM IR really has; () without an IR."""
     module = sys.modules.get("vllm.ir.op")
     return () if module is None else tuple(module.IrOp.registry)
+
+
+def fused_rounding() -> str:
+    """What the layers' own fused add rounds where ir-core's op does not (before 0.26), or "".
+
+    vLLM 0.26 moved the fused add into its IR, with the rounding points that ir-core's op has.
+    """
+    if "fused_add_rms_norm" in ir_op_names() or not ir_op_names():
+        return ""
+    return (
+        "RMSNorm with a residual rounds to the activation's dtype before it multiplies by the weight, and "
+        "GemmaRMSNorm rounds the bfloat16 sum before it normalises"
+    )
+
+
+def set_default_order(theirs: Any, names: list[str]) -> Callable[[], object]:
+    """Give an op of vLLM's IR an order for when no list is set; returns the way back.
+
+    ``set_default`` came in 0.26. Before, only a scope can set an order, so one is entered and stays open.
+    """
+    if hasattr(theirs, "set_default"):
+        before = theirs.get_priority()
+        theirs.set_default(names)
+        made = theirs.get_priority()
+        return lambda: theirs.set_default(before) if theirs.get_priority() == made else None
+    scope = contextlib.ExitStack()
+    scope.enter_context(theirs.set_priority(names))
+    return scope.close
 
 
 def reductions_overridden() -> bool:

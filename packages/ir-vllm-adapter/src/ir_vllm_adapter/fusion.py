@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Any, Final
 
 from ir_vllm_adapter import log
+from ir_vllm_adapter.attachment import ATTACHED
 from ir_vllm_adapter.errors import RefusedError
 
 REPLACES_NORM: Final = {
@@ -23,9 +24,6 @@ REPLACES_NORM: Final = {
 }
 """Fields of vLLM's PassConfig, of all supported versions, and what each does to a norm."""
 
-OFF: Final[dict[str, str]] = {}
-"""What was switched off in this process, or kept from being switched on by a default, with the reason."""
-
 
 def requirement() -> bool:
     """Whether any norm must be batch-invariant."""
@@ -36,7 +34,7 @@ def requirement() -> bool:
 
 
 def settle(pass_config: Any, *, chosen_by: str = "the configuration") -> None:
-    """Switch the fusions off in vLLM's PassConfig. A field that nobody set yet (None) gets no default any more.
+    """Switch the fusions off in vLLM's PassConfig. A field that is not set yet (None) gets no default any more.
 
     Raises:
         RefusedError: IR_STRICT=1 and the configuration asks for one of them.
@@ -52,9 +50,9 @@ def settle(pass_config: Any, *, chosen_by: str = "the configuration") -> None:
         )
     for name in asked:
         reason = f"{REPLACES_NORM[name]}, which is not declared batch-invariant"
-        OFF[name] = f"{reason} (asked for by {chosen_by})"
+        ATTACHED.fusions_off[name] = f"{reason} (asked for by {chosen_by})"
         log.warn(f"{name} is switched off in batch-invariant mode: {reason}.")
     for name in REPLACES_NORM:
         if getattr(pass_config, name, False) is not False:
             setattr(pass_config, name, False)
-            OFF.setdefault(name, REPLACES_NORM[name])
+            ATTACHED.fusions_off.setdefault(name, REPLACES_NORM[name])

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The points of vLLM that are wrapped: all of them, in one place, each reversible.
+"""The points of vLLM that are wrapped: all of them, in one place; ``attachment.py`` takes them back.
 
 =====================================================  ===================================================
 ``KernelConfig.set_platform_defaults``                 front end: providers, order of the lists, fusions
@@ -15,53 +15,32 @@ runs before anything that needs the others, and attaches them then.
 
 from __future__ import annotations
 
-import functools
 import importlib
 import sys
 from collections.abc import Callable
 from typing import Any, Final
 
 from ir_vllm_adapter import compat, fusion, ir_seam, log, pairing, worker
+from ir_vllm_adapter.attachment import ATTACHED
 
 CONFIG: Final = "vllm.config.kernel"
 IR: Final = "vllm.ir.op"
 WORKER: Final = "vllm.v1.worker.worker_base"
 LOWERING: Final = "vllm.compilation.passes.ir.lowering_pass"
 
-_MARK: Final = "_ir_vllm_adapter_wraps"
-_wrapped: list[tuple[Any, str, Any]] = []
-
-
-def wrap(owner: Any, name: str, around: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
-    """Replace the method ``name`` of ``owner`` by ``around(method)``; once, and until :func:`undo`."""
-    original = owner.__dict__.get(name)
-    if original is None or hasattr(original, _MARK):
-        return
-    replacement = functools.wraps(original)(around(original))
-    setattr(replacement, _MARK, original)
-    setattr(owner, name, replacement)
-    _wrapped.append((owner, name, original))
-
-
-def undo() -> None:
-    """Restore every wrapped method."""
-    while _wrapped:
-        owner, name, original = _wrapped.pop()
-        setattr(owner, name, original)
-
 
 def attach() -> None:
     """Wrap what is imported now. Called by the plug-in, and again by the front end's hook."""
     if module := _imported(CONFIG):
-        wrap(module.KernelConfig, "set_platform_defaults", _settling)
+        ATTACHED.wrap(module.KernelConfig, "set_platform_defaults", _settling)
         if lists := getattr(module, "IrOpPriorityConfig", None):
-            wrap(lists, "set_default", _adopting)
-            wrap(lists, "set_priority", _adopting)
+            ATTACHED.wrap(lists, "set_default", _adopting)
+            ATTACHED.wrap(lists, "set_priority", _adopting)
     if module := _imported(IR):
-        wrap(module.IrOp, "set_default", _guarding)
-        wrap(module.IrOp, "set_priority", _guarding)
+        ATTACHED.wrap(module.IrOp, "set_default", _guarding)
+        ATTACHED.wrap(module.IrOp, "set_priority", _guarding)
     if module := _imported(WORKER):
-        wrap(module.WorkerWrapperBase, "init_device", worker.around_init_device)
+        ATTACHED.wrap(module.WorkerWrapperBase, "init_device", worker.around_init_device)
 
 
 def attach_all() -> None:
@@ -78,7 +57,7 @@ def attach_lowering() -> None:
     if compat.ir_present():
         _import(LOWERING)
         if module := _imported(LOWERING):
-            wrap(module.VllmIRLoweringPass, "__call__", pairing.around_lowering)
+            ATTACHED.wrap(module.VllmIRLoweringPass, "__call__", pairing.around_lowering)
 
 
 def _imported(name: str) -> Any:

@@ -2,21 +2,21 @@
 """The IR seam (vLLM 0.20 to 0.33): ir-core's implementations as providers of vLLM's IR, and the order of its lists.
 
 In batch-invariant mode the requirement holds at every place where vLLM gets an order from: the lists of the
-configuration (user and platform), a list given to ``set_priority`` or ``set_default`` by anybody, and an op for which
+configuration (user and platform), a list given to ``set_priority`` or ``set_default``, and an op for which
 no list is set, where vLLM alone would take ``native``.
 """
 
 from __future__ import annotations
 
-import contextlib
+import functools
 import hashlib
 import inspect
 from collections.abc import Callable, Iterable, Sequence
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from ir_vllm_adapter import compat, graph_ops, log
+from ir_vllm_adapter.attachment import ATTACHED
 from ir_vllm_adapter.counters import CALLS
 from ir_vllm_adapter.errors import RefusedError
 from ir_vllm_adapter.standing import order, standing, target_here
@@ -27,15 +27,6 @@ if TYPE_CHECKING:
 
 NATIVE: Final = "native"
 
-COLLISIONS: Final[set[tuple[str, str]]] = set()
-"""(op, provider) of ours that vLLM has under the same name; there the name means vLLM's."""
-
-OURS: Final[dict[str, dict[str, str]]] = {}
-"""op -> provider -> the distribution that brings it: the providers that we registered in vLLM's IR."""
-
-_fallbacks = contextlib.ExitStack()  # keeps the default order of ops on 0.20, where only a scope can set one
-
-_prepared = False
 _guarded: dict[tuple[str, tuple[str, ...], Any], list[str]] = {}
 
 
@@ -54,8 +45,7 @@ def shared_ops() -> dict[str, tuple[Any, IrOp]]:
 
 def prepare() -> None:
     """Register the providers and, in batch-invariant mode, an order for ops without a list. Once a process."""
-    global _prepared
-    if _prepared:
+    if ATTACHED.offered:
         return
     from vllm.platforms import current_platform
 
@@ -63,7 +53,8 @@ def prepare() -> None:
     current_platform.import_ir_kernels()
     register_providers()
     set_fallbacks()
-    _prepared = True
+    ATTACHED.on_undo(_guarded.clear)
+    ATTACHED.offered = True
 
 
 # -- providers ---------------------------------------------------------------------------------------------
@@ -72,7 +63,7 @@ def prepare() -> None:
 def register_providers() -> None:
     """Give vLLM's IR every implementation of ir-core that fits its op. Idempotent; later packs are added."""
     for name, (theirs, mine) in shared_ops().items():
-        registered = OURS.setdefault(name, {})
+        registered = ATTACHED.providers.setdefault(name, {})
         if theirs._schema_str != mine.schema:
             log.warn(
                 f"vLLM's op {name} has another schema than ir-core's, so no provider is offered for it. "
@@ -83,7 +74,7 @@ def register_providers() -> None:
             if provider in registered or provider == NATIVE:
                 continue
             if provider in theirs.impls:
-                COLLISIONS.add((name, provider))
+                ATTACHED.collisions.add((name, provider))
                 log.info(
                     f"vLLM already has a provider '{provider}' for {name}; that of {impl.label} is not registered. "
                     "vLLM's own stays what the name means there."
@@ -91,6 +82,13 @@ def register_providers() -> None:
                 continue
             _register(theirs, mine, impl)
             registered[provider] = impl.distribution
+            ATTACHED.on_undo(functools.partial(_withdraw, theirs, provider))
+
+
+def _withdraw(theirs: Any, provider: str) -> None:
+    """Take a provider out of an op of vLLM's IR again, and out of the lists that name it."""
+    theirs._priority_impls = [impl for impl in theirs._priority_impls if impl.provider != provider]
+    theirs.impls.pop(provider, None)
 
 
 def _register(theirs: Any, mine: IrOp, impl: IrOpImpl) -> None:
@@ -166,7 +164,7 @@ def provider_uuid(impl: IrOpImpl) -> str:
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 
-@cache
+@functools.cache
 def _own_digest() -> str:
     """The modules of the adapter that stand between vLLM and the implementation."""
     folder = Path(__file__).parent
@@ -184,14 +182,14 @@ def allowed_order(name: str, named: Iterable[str], *, index: int | None = None) 
 
     Args:
         name: the op.
-        named: what somebody asked for, in order; providers that do not meet the requirement are left out.
+        named: what was asked for, in order; providers that do not meet the requirement are left out.
         index: the device; by default the first one.
     """
     found = shared_ops().get(name)
     if found is None:
         return [NATIVE]  # an op that ir-core does not have: `status` reports it as not covered
     theirs, mine = found
-    ours = OURS.get(name, {})
+    ours = ATTACHED.providers.get(name, {})
     policy = _policy_for(mine, named)
     accepted = [p for p in order(mine, policy, target_here(index)) if p in ours or p == NATIVE]
     declared = [p for p in named if p not in ours and _declares(theirs, p)]
@@ -211,7 +209,7 @@ def _policy_for(mine: IrOp, named: Iterable[str]) -> Any:
     from ir_core import current
 
     policy = current()
-    ours = OURS.get(mine.name, {})
+    ours = ATTACHED.providers.get(mine.name, {})
     known = tuple(dict.fromkeys(name for name in named if name in ours or name == NATIVE))
     own = policy.for_op(mine.name)
     if not known or own.only is not None:
@@ -230,7 +228,7 @@ def rejected(name: str, named: Iterable[str], kept: Iterable[str]) -> dict[str, 
     out: dict[str, str] = {}
     for provider in named:
         if provider not in kept and provider in theirs.impls:
-            ours = provider in OURS.get(name, {}) or provider == NATIVE
+            ours = provider in ATTACHED.providers.get(name, {}) or provider == NATIVE
             reason = reasons.get(provider, "") if ours else "vLLM does not declare it batch-invariant"
             if reason and not reason.startswith("accepted"):
                 out[provider] = reason
@@ -292,15 +290,15 @@ def _preferred(name: str, current_list: list[str], named: list[str]) -> list[str
 
 def _adopt_names(name: str, named: Iterable[str]) -> None:
     """What the user named for vLLM counts for ir-core too: the layer seam selects by the same order."""
-    from ir_core import change_default, current, get_op
+    from ir_core import current, get_op
 
-    if name not in OURS:
+    if name not in ATTACHED.providers:
         return
     mine = get_op(name)
     before = current().for_op(name)
     after = _policy_for(mine, named).for_op(name)
     if before != after:
-        change_default(lambda policy: policy.with_op(name, after))
+        ATTACHED.change_policy(lambda policy: policy.with_op(name, after))
 
 
 def adopt(config: Any) -> None:
@@ -312,18 +310,16 @@ def adopt(config: Any) -> None:
         names = list(getattr(config, name))
         if policy.disabled or not policy.invariant(name) or list(policy.for_op(name).named) == names:
             continue
-        if names != guard(
-            name, policy.for_op(name).named
-        ):  # the order that ir-core has anyway is nobody's wish
+        if names != guard(name, policy.for_op(name).named):  # ir-core has this order already
             _adopt_names(name, names)
 
 
 def guard(name: str, names: Sequence[str]) -> list[str]:
-    """A list that anybody hands to vLLM's op, as batch-invariant mode allows it; unchanged otherwise."""
+    """A list handed to vLLM's op, as batch-invariant mode allows it; unchanged otherwise."""
     from ir_core import current
 
     policy = current()
-    if policy.disabled or not policy.invariant(name) or name not in OURS:
+    if policy.disabled or not policy.invariant(name) or name not in ATTACHED.providers:
         return list(names)
     key = (name, tuple(names), policy)
     if key not in _guarded:  # 0.20 sets its lists in every forward pass
@@ -342,31 +338,10 @@ def set_fallbacks() -> None:
         if policy.disabled or not policy.invariant(name) or theirs.get_priority():
             continue
         settled = allowed_order(name, ())
-        if hasattr(theirs, "set_default"):
-            theirs.set_default(settled)
-        else:  # 0.20 has scopes only; this one stays open until undo()
-            _fallbacks.enter_context(theirs.set_priority(settled))
+        ATTACHED.on_undo(compat.set_default_order(theirs, settled))
 
 
 def _list_names(config: Any) -> list[str]:
     from dataclasses import fields
 
     return [field.name for field in fields(config)]
-
-
-def undo() -> None:
-    """Take our providers out of vLLM's IR again."""
-    global _prepared
-    _prepared = False
-    _guarded.clear()
-    COLLISIONS.clear()
-    _fallbacks.close()
-    for name, providers in OURS.items():
-        found = shared_ops().get(name)
-        if found is None:
-            continue
-        theirs = found[0]
-        theirs._priority_impls = [impl for impl in theirs._priority_impls if impl.provider not in providers]
-        for provider in providers:
-            theirs.impls.pop(provider, None)
-    OURS.clear()

@@ -10,17 +10,15 @@ They are made when they are installed: their base classes are vLLM's, and import
 
 from __future__ import annotations
 
-import sys
+import functools
 from typing import Any, Final
 
 from ir_vllm_adapter import compat, graph_ops, log
+from ir_vllm_adapter.attachment import ATTACHED
 from ir_vllm_adapter.counters import CALLS
 
 LAYERS: Final = {"RMSNorm": "rms_norm", "GemmaRMSNorm": "gemma_rms_norm"}
 """Layer classes that are taken over, and the names under which `custom_ops` switches them."""
-
-TAKEN: Final[dict[str, type]] = {}
-"""What was installed, by the name of vLLM's class."""
 
 _NORM: Final = "_ir_norm_key"  # where a layer keeps the counter of its calls without and with a residual
 _ADD: Final = "_ir_add_key"
@@ -38,7 +36,7 @@ def wanted() -> bool:
 
 
 def install() -> None:
-    """Take the layers over for models built from now on, unless somebody else did. Idempotent."""
+    """Take the layers over for models built from now on, unless another plug-in did. Idempotent."""
     if not wanted():
         return
     from vllm.model_executor import custom_op
@@ -46,7 +44,7 @@ def install() -> None:
 
     for name, switch in LAYERS.items():
         base = getattr(layernorm, name, None)
-        if name in TAKEN or base is None:
+        if name in ATTACHED.layers or base is None:
             continue
         there = custom_op.op_registry_oot.get(name)
         if there is not None:
@@ -58,16 +56,16 @@ def install() -> None:
         custom_op.CustomOp.register_oot(name=name)(layer)
         # register_oot names the class after the layer; `custom_ops=["+rms_norm"]` must keep switching it.
         layer.name = switch
-        TAKEN[name] = layer
+        ATTACHED.layers[name] = layer
+        ATTACHED.on_undo(functools.partial(_give_back, name, layer))
 
 
-def undo() -> None:
-    """Give vLLM its classes back, for models built from now on."""
-    module = sys.modules.get("vllm.model_executor.custom_op")
-    for name, layer in list(TAKEN.items()):
-        if module is not None and module.op_registry_oot.get(name) is layer:
-            del module.op_registry_oot[name]
-        del TAKEN[name]
+def _give_back(name: str, layer: type) -> None:
+    """Let vLLM build its own class again, for models built from now on."""
+    from vllm.model_executor import custom_op
+
+    if custom_op.op_registry_oot.get(name) is layer:
+        del custom_op.op_registry_oot[name]
 
 
 def _rms_norm(base: Any) -> Any:

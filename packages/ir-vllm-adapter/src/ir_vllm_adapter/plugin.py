@@ -8,8 +8,7 @@ of vLLM is imported already and returns; it imports nothing heavy, asks no devic
 from __future__ import annotations
 
 from ir_vllm_adapter import compat, log
-
-_registered = False
+from ir_vllm_adapter.attachment import ATTACHED
 
 
 def register() -> None:
@@ -18,16 +17,15 @@ def register() -> None:
     Raises:
         Exception: only with IR_STRICT=1; otherwise a failure is one line in the log, and vLLM goes on without us.
     """
-    global _registered
-    if _registered:
+    if ATTACHED.registered:
         return
-    _registered = True
+    ATTACHED.registered = True
     log.guarded("attach to vLLM", _attach)
 
 
 def _attach() -> None:
     host = compat.host()
-    if host.behaviour is None:
+    if not host.supported:
         log.warn(host.line)
         return
     from ir_core import current
@@ -45,12 +43,5 @@ def _attach() -> None:
 
 
 def unregister() -> None:
-    """Undo :func:`register`: vLLM's methods, IR and layer classes are its own again. Models built before stay."""
-    global _registered
-    from ir_vllm_adapter import fusion, hooks, ir_seam, layer_seam
-
-    hooks.undo()
-    ir_seam.undo()
-    layer_seam.undo()
-    fusion.OFF.clear()
-    _registered = False
+    """Undo :func:`register` and all that followed from it; models built before stay as they are."""
+    ATTACHED.undo()

@@ -7,16 +7,17 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-from ir_vllm_adapter import compat, counters, fusion, ir_seam, layer_seam, log, worker
+from ir_vllm_adapter import compat, counters, ir_seam, layer_seam, log, worker
+from ir_vllm_adapter.attachment import ATTACHED
 from ir_vllm_adapter.version import __version__
 
 PLUGIN = "ir_vllm_adapter"
 
 
 def anything_named() -> bool:
-    """Whether anybody named one of our providers for an op of vLLM's IR."""
+    """Whether a list of vLLM's names one of our providers for an op of vLLM's IR."""
     return any(
-        provider in ir_seam.OURS.get(name, {})
+        provider in ATTACHED.providers.get(name, {})
         for name, (theirs, _) in ir_seam.shared_ops().items()
         for provider in theirs.get_priority()
     )
@@ -33,13 +34,13 @@ def collect() -> dict[str, Any]:
     return {
         "adapter": __version__,
         "vllm": {"version": host.version, "verdict": host.verdict, "line": host.line},
-        "enabled": host.behaviour is not None and not policy.disabled and plugin_allowed(),
+        "enabled": host.supported and not policy.disabled and plugin_allowed(),
         "batch_invariant": policy.batch_invariant,
         "strict": policy.strict,
         "target": {"name": target.describe(), "batch_invariant": target.batch_invariant},
         "ops": _ops(target),
         "layers": _layers(),
-        "fusions_off": dict(fusion.OFF),
+        "fusions_off": dict(ATTACHED.fusions_off),
         "not_batch_invariant": exceptions(host, policy, target),
         "counters": counters.snapshot(),
         "warnings": list(log.LINES),
@@ -80,7 +81,7 @@ def _layers() -> list[dict[str, Any]]:
     graph = "IR" if compat.ir_op_names() else "ir_vllm op"
     rows: list[dict[str, Any]] = []
     for name in sorted({*layer_seam.LAYERS, *worker.STATE.layers}):
-        taken = name in layer_seam.TAKEN
+        taken = name in ATTACHED.layers
         rows.append({
             "layer": name,
             "count": worker.STATE.layers[name] if worker.STATE.loaded else None,
@@ -98,28 +99,26 @@ def exceptions(host: compat.Host, policy: Any, target: Any) -> list[str]:
     if not target.batch_invariant:
         found.append(f"device: {target.batch_invariant_reason}")
     for name, count in sorted(worker.STATE.layers.items()):
-        if name not in layer_seam.TAKEN:
+        if name not in ATTACHED.layers:
             found.append(f"{count} {name}: not a layer that ir-core has an op for; vLLM's own code runs")
     for name in compat.ir_op_names():
-        if name not in ir_seam.OURS:
+        if name not in ATTACHED.providers:
             found.append(f"vLLM IR op {name}: ir-core has no implementation of it; vLLM's native runs")
     if worker.STATE.compiled and not compat.inductor_batch_invariant():
         found.append(
             "Inductor's own reductions: its batch-invariant switch is off (TORCHINDUCTOR_BATCH_INVARIANT=1 sets it "
             "from torch 2.13 on; vLLM does so from 0.33 on). The norms are opaque to Inductor and not concerned"
         )
-    if host.behaviour is not None and host.behaviour.fused_rounding and "RMSNorm" in layer_seam.TAKEN:
-        found.append(
-            f"not a defect, but other bits than vLLM {host.version} alone: {host.behaviour.fused_rounding}"
-        )
+    if (rounding := compat.fused_rounding()) and "RMSNorm" in ATTACHED.layers:
+        found.append(f"not a defect, but other bits than vLLM {host.version} alone: {rounding}")
     return found
 
 
 def render(data: dict[str, Any]) -> str:
     """The table that is logged at start and printed by the command."""
     mode = "batch-invariant mode" if data["batch_invariant"] else "batch-invariant mode off"
-    host = data["vllm"]["version"] or "no vLLM"
-    lines = [f"ir-vllm-adapter {data['adapter']} in vLLM {host}: {mode}, {data['target']['name']}"]
+    host = f"in vLLM {data['vllm']['version']}" if data["vllm"]["version"] else "without vLLM"
+    lines = [f"ir-vllm-adapter {data['adapter']} {host}: {mode}, {data['target']['name']}"]
     if data["vllm"]["line"]:
         lines.append(data["vllm"]["line"])
     if not data["enabled"]:

@@ -6,10 +6,11 @@ from __future__ import annotations
 import functools
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from ir_vllm_adapter import compat, counters, fusion, layer_seam, log
+from ir_vllm_adapter.attachment import ATTACHED
 
 
 @dataclass
@@ -22,7 +23,6 @@ class State:
         loaded: whether a model was loaded.
         layers: norm-like layer classes of the loaded model and how many there are of each.
         compiled: whether the model runs compiled.
-        checked: whether it was checked that calls went through.
     """
 
     started: bool = False
@@ -30,7 +30,6 @@ class State:
     loaded: bool = False
     layers: Counter[str] = field(default_factory=Counter)
     compiled: bool = False
-    checked: bool = False
 
 
 STATE: Final = State()
@@ -69,6 +68,7 @@ def _start(wrapper: Any) -> None:
     _vouch()
     # Layers call ir-core eagerly only; graphs go through vLLM's ops or ours. The torch op would cost 2 us a call.
     set_default_torch_wrap(False)
+    ATTACHED.on_undo(lambda: set_default_torch_wrap(True))
     _wrap_method(worker, "load_model", after=lambda: _loaded(worker))
     _wrap_method(worker, "compile_or_warm_up_model", before=lambda: _announce(worker), after=_check_warm_up)
     _check_lock()
@@ -95,13 +95,11 @@ def _check_lock() -> None:
 
 def _vouch() -> None:
     """Answer for `native` in batch-invariant mode if vLLM has replaced ATen's reductions by invariant ones."""
-    from dataclasses import replace
-
-    from ir_core import change_default, current
+    from ir_core import current
 
     policy = current()
     if policy.batch_invariant and compat.reductions_overridden() and "*" not in policy.vouched:
-        change_default(lambda p: replace(p, vouched=p.vouched | {"rms_norm", "fused_add_rms_norm"}))
+        ATTACHED.change_policy(lambda p: replace(p, vouched=p.vouched | {"rms_norm", "fused_add_rms_norm"}))
 
 
 def _tensor_parallel_group() -> Any:
@@ -141,7 +139,7 @@ def _loaded(worker: Any) -> None:
 
 def census(model: Any) -> Counter[str]:
     """Norm-like layers by class name; ours under the name of the vLLM class that they replace."""
-    ours = {layer: name for name, layer in layer_seam.TAKEN.items()}
+    ours = {layer: name for name, layer in ATTACHED.layers.items()}
     found: Counter[str] = Counter()
     for module in model.modules():
         kind = type(module)
@@ -159,20 +157,18 @@ def _announce(worker: Any) -> None:
     """The start table, once an engine."""
     from ir_vllm_adapter import status
 
-    if getattr(worker, "rank", 0) == 0 and (layer_seam.TAKEN or status.anything_named()):
+    if getattr(worker, "rank", 0) == 0 and (ATTACHED.layers or status.anything_named()):
         log.info(status.render(status.collect()))
 
 
 def _check_warm_up() -> None:
-    if counters.total():
-        STATE.checked = True
-    elif expected():
+    if not counters.total() and expected():
         _check_at_first_pass()
 
 
 def expected() -> bool:
     """Whether calls through a seam of ours are expected of the loaded model."""
-    return any(STATE.layers[name] for name in layer_seam.TAKEN)
+    return any(STATE.layers[name] for name in ATTACHED.layers)
 
 
 def _check_at_first_pass() -> None:
@@ -180,17 +176,18 @@ def _check_at_first_pass() -> None:
     import sys
 
     base = sys.modules["vllm.v1.worker.worker_base"].WorkerWrapperBase
-    original = base.execute_model
 
-    @functools.wraps(original)
-    def first(self: Any, *args: Any, **kwargs: Any) -> Any:
-        result = original(self, *args, **kwargs)
-        if counters.total() or not _was_empty(args):
-            base.execute_model = original
-            log.guarded("check the first pass", check_calls)
-        return result
+    def around(original: Callable[..., Any]) -> Callable[..., Any]:
+        def execute_model(self: Any, *args: Any, **kwargs: Any) -> Any:
+            result = original(self, *args, **kwargs)
+            if restore is not None and (counters.total() or not _was_empty(args)):
+                restore()
+                log.guarded("check the first pass", check_calls)
+            return result
 
-    base.execute_model = first
+        return execute_model
+
+    restore = ATTACHED.wrap(base, "execute_model", around)
 
 
 def _was_empty(args: tuple[Any, ...]) -> bool:
@@ -199,9 +196,8 @@ def _was_empty(args: tuple[Any, ...]) -> bool:
 
 def check_calls() -> None:
     """Warn if the model has layers that should have called us, and none did."""
-    STATE.checked = True
     if expected() and not counters.total():
-        layers = ", ".join(f"{STATE.layers[name]} {name}" for name in layer_seam.TAKEN if STATE.layers[name])
+        layers = ", ".join(f"{STATE.layers[name]} {name}" for name in ATTACHED.layers if STATE.layers[name])
         log.warn(
             f"The model has {layers}, and not one call went through ir-core: something replaced the norms after "
             "ir-vllm-adapter set them up. `python -m ir_vllm_adapter status` shows what was set up."
