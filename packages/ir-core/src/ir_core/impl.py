@@ -119,7 +119,7 @@ class IrOpImpl:
         self.op = op
         self.provider = provider
         self.inplace = inplace
-        self.batch_invariant = op.batch_invariant if batch_invariant is None else bool(batch_invariant)
+        self._declared = None if batch_invariant is None else bool(batch_invariant)
         self.requires = parse_requirement(requires)
         self.opaque = opaque
         self.canonical = canonical
@@ -132,6 +132,14 @@ class IrOpImpl:
 
     def load(self) -> None:
         """Make sure that its code is there; implementations from packs import it here."""
+
+    @property
+    def batch_invariant(self) -> bool:
+        return self.op.batch_invariant if self._declared is None else self._declared
+
+    @batch_invariant.setter
+    def batch_invariant(self, declared: bool | None) -> None:
+        self._declared = declared
 
     @property
     def supported(self) -> bool:

@@ -39,7 +39,8 @@ class IrOp:
         name, schema, signature, params: what it is called with; ``schema`` is torch's text of it.
         activations: the parameters whose leading dimensions are the batch.
         has_reduction: whether an output element sums over input elements; if so, an implementation is not
-            batch-invariant unless it says so.
+            batch-invariant unless it says so. What the author said, else what a trace of the native implementation
+            shows (:func:`ir_core.reductions.found`), made when it is first asked for.
         torch_op: the torch library op ``torch.ops.ir_core.<name>.default``.
         parameter_values: documented values of parameters, by name and label (:meth:`register_values`).
     """
@@ -57,7 +58,7 @@ class IrOp:
         activations: Sequence[str] | None = None,
         *,
         allow_inplace: bool = False,
-        has_reduction: bool = False,
+        has_reduction: bool | None = None,
     ) -> None:
         check_name(name, "Op")
         self.name = name
@@ -74,7 +75,7 @@ class IrOp:
         self.activations = tuple(activations)
         self.activation_indices = tuple(i for i, p in enumerate(self.params) if p in self.activations)
         self.allow_inplace = allow_inplace
-        self.has_reduction = has_reduction
+        self._has_reduction = has_reduction
         self.schema: str = schema_of(f"Op '{name}'", native_impl)
         if re.search(r"Tensor\??\[", self.schema):
             raise SchemaError(
@@ -114,6 +115,14 @@ class IrOp:
                 )
 
     # -- register ------------------------------------------------------------------------------------------
+
+    @property
+    def has_reduction(self) -> bool:
+        if self._has_reduction is not None:
+            return self._has_reduction
+        from ir_core import reductions
+
+        return bool(reductions.found(self))
 
     @property
     def batch_invariant(self) -> bool:

@@ -42,7 +42,7 @@ def register_op(
     name: str | None = None,
     activations: list[str] | None = None,
     allow_inplace: bool = False,
-    has_reduction: bool = False,
+    has_reduction: bool | None = None,
 ) -> IrOp: ...
 
 
@@ -53,7 +53,7 @@ def register_op(
     name: str | None = None,
     activations: list[str] | None = None,
     allow_inplace: bool = False,
-    has_reduction: bool = False,
+    has_reduction: bool | None = None,
 ) -> Callable[[Callable[..., Any]], IrOp]: ...
 
 
@@ -63,7 +63,7 @@ def register_op(
     name: str | None = None,
     activations: list[str] | None = None,
     allow_inplace: bool = False,
-    has_reduction: bool = False,
+    has_reduction: bool | None = None,
 ) -> Any:
     """Register an op: the decorated function is its native implementation, that is, its meaning.
 
@@ -73,7 +73,8 @@ def register_op(
         activations: parameters whose leading dimensions are the batch; by default those named ``x...``.
         allow_inplace: give the op a ``maybe_inplace`` overload, for implementations that reuse input memory.
         has_reduction: output elements sum over input elements; implementations are then not batch-invariant
-            unless they declare it.
+            unless they declare it. By default what a trace of the function without data shows: reductions, matrix
+            products, cumulative and unknown ops make it one.
 
     Returns:
         The :class:`IrOp`, or a decorator that makes it.
