@@ -200,22 +200,11 @@ def _from_schema(op: _Op, rows: int, shape: tuple[int, ...], changed: dict[str, 
         elif parameter.default is not parameter.empty:
             args.append(parameter.default)
         else:
-            args.append(_SCALARS.get(str(parameter.annotation).rpartition(".")[2], 1))
+            args.append(_SCALARS.get(getattr(parameter.annotation, "__name__", str(parameter.annotation)), 1))
     return _changed(op, args, changed)
 
 
-_SCALARS.get(str(parameter.annotation).rpartition(".")[2], 1))
-    return args
-
-
-_SCALARS: Final = {
-    "float": 0.5,
-    "<class 'float'>": 0.5,
-    "bool": False,
-    "<class 'bool'>": False,
-    "str": "",
-    "int": 1,
-}
+_SCALARS: Final = {"float": 0.5, "bool": False, "str": ""}
 
 
 def _variants(op: _Op) -> Iterator[dict[str, Any]]:
