@@ -92,5 +92,9 @@ class CertificateError(IrError, ValueError):
     """A certificate is malformed, or does not belong to this device or source."""
 
 
+class AuditError(IrError, ValueError):
+    """What an audit was asked to run, or to read, is not of a kind that it can."""
+
+
 class IrWarning(UserWarning):
     """Category of every warning of this project."""

@@ -1,0 +1,188 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The run of the whole batch, in which each operation is also run for parts of the batch and compared.
+
+The parts get the whole run's own values, so a difference never reaches the next operation, and nothing has to be kept:
+what a part needs is in the arguments at that moment. How the operation would be called for fewer rows (shapes, strides,
+plain arguments, and which operation at all) is known from a run of so many rows that was written down before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+
+from ir_core.auditing.calls import Call, Meta, Step
+from ir_core.auditing.diagnosis import Diagnosis, Experiment
+from ir_core.auditing.differences import Difference
+from ir_core.auditing.part import CannotTellError, Part
+from ir_core.auditing.place import Place
+from ir_core.auditing.placement import Rows, factors
+from ir_core.auditing.storages import Storages
+from ir_core.auditing.watch import Watch
+
+_EMPTY: Final = ("aten.empty", "aten.new_empty", "aten.empty_like", "aten.empty_strided", "aten.new_empty_strided")
+"""What is in their results is left over from before."""
+
+
+@dataclass(frozen=True)
+class Event:
+    """One call whose bits are not those of the parts.
+
+    Args:
+        parts: for each part that differs, by how much.
+        shapes: shapes of the tensors among its arguments, in the whole call.
+    """
+
+    name: str
+    func: str
+    place: Place
+    step: int
+    parts: Mapping[Part, Difference]
+    shapes: tuple[tuple[int, ...], ...]
+    diagnosis: Diagnosis
+
+
+class Reference(Watch):
+    """Judges each operation of one run.
+
+    Args:
+        batch: rows of the whole batch.
+        parts: which rows are also run alone.
+        steps: the steps of the run of the whole batch, as it was written down.
+        shorter: by number of rows, the steps of such a run, aligned: ``None`` where it did something else.
+        advance: called after each operation.
+    """
+
+    def __init__(
+        self,
+        model: object,
+        *,
+        batch: int,
+        parts: Sequence[Part],
+        steps: Sequence[Step],
+        shorter: Mapping[int, Sequence[Step | None]],
+        advance: Callable[[str], None],
+    ) -> None:
+        super().__init__(model)
+        self.batch, self.parts, self.steps, self.shorter = batch, parts, steps, shorter
+        self.storages = Storages()
+        self.at = 0
+        self.events: list[Event] = []
+        self.random: list[tuple[str, Place]] = []
+        self.state: list[tuple[str, Place]] = []
+        self.untold: list[tuple[str, Place, str]] = []
+        self.judged = 0
+        self.strayed: Place | None = None
+        self._advance = advance
+        self._diagnoses: dict[Any, Diagnosis] = {}
+
+    def see(self, call: Call) -> Any:
+        at, self.at = self.at, self.at + 1
+        known = at < len(self.steps) and self.steps[at].name == call.name
+        if not known and self.strayed is None:
+            self.strayed = call.place
+        steps = {
+            rows: step
+            for rows, aligned in self.shorter.items()
+            if known and self.strayed is None and (step := aligned[at]) is not None
+        }
+        inputs = [self._rows(leaf) for leaf in call.leaves]
+        before = {i: call.leaves[i].clone() for i in call.written()}
+        owners = {leaf.untyped_storage()._cdata for leaf in call.leaves if _plain(leaf)}
+        for i in before:
+            if _plain(call.leaves[i]) and not self.storages.made_here(call.leaves[i]):
+                self.state.append((call.name, call.place))
+        result = call.run()
+        outputs = call.effects(result)
+        fresh = [not _plain(out) or out.untyped_storage()._cdata not in owners for out in outputs]
+        placed = [self._follow(out, k, steps, inputs, fresh[k]) for k, out in enumerate(outputs)]
+        # A view computes nothing.
+        computes = bool(before) or any(fresh)
+        if computes and call.name not in _EMPTY and any(_plain(leaf) for leaf in call.leaves):
+            self._judge(Experiment(call, result, inputs, self.batch, steps, before), placed, at)
+        self._advance(call.place.module)
+        return result
+
+    # Where the rows are.
+
+    def _rows(self, leaf: Any) -> Rows | None:
+        return self.storages.rows(leaf) if _plain(leaf) else None
+
+    def _follow(
+        self, out: Tensor, k: int, steps: Mapping[int, Step], inputs: list[Rows | None], fresh: bool
+    ) -> list[Rows]:
+        """Where the rows are in a result: the likeliest first, nothing if it does not grow with the batch."""
+        if not _plain(out):
+            return []
+        metas = {rows: step.outputs[k] for rows, step in steps.items() if k < len(step.outputs)}
+        told = self._rows(out)
+        if told is not None and all(_fits(told, meta, rows) for rows, meta in metas.items()):
+            return [told]
+        candidates = self._grown(out, metas.values(), inputs)
+        self.storages.meet(out, candidates[0] if candidates else None, made=fresh)
+        return candidates
+
+    def _grown(self, out: Tensor, metas: Iterable[Meta], inputs: list[Rows | None]) -> list[Rows]:
+        dims = {
+            dim
+            for meta in metas
+            if len(meta.shape) == out.dim()
+            for dim in range(out.dim())
+            if meta.shape[dim] != out.shape[dim]
+        }
+        if len(dims) != 1:
+            return []
+        dim = dims.pop()
+        size = out.shape[dim]
+        same = [rows for rows in inputs if rows is not None and len(rows.ids) == size]
+        same.sort(key=lambda rows: rows.dim != dim)  # an input with the rows in this very dimension tells most
+        found = dict.fromkeys([rows.ids for rows in same] + list(factors(size, self.batch)))
+        return [Rows(dim, ids) for ids in found]
+
+    # Is it the same for a part?
+
+    def _judge(self, experiment: Experiment, placed: list[list[Rows]], at: int) -> None:
+        call = experiment.call
+        if call.may_be_random and experiment.is_random():
+            self.random.append((call.name, call.place))
+            return
+        if not any(experiment.inputs) and not any(placed):
+            return
+        found: dict[Part, Difference] = {}
+        reason = "" if experiment.steps else "the runs of fewer rows do something else here"
+        for part in self.parts:
+            if (step := experiment.steps.get(part.rows)) is not None:
+                try:
+                    by = experiment.compare(part, step, placed)
+                except CannotTellError as error:
+                    reason = str(error)
+                    continue
+                if by.elements:
+                    found[part] = by
+        if reason:
+            self.untold.append((call.name, call.place, reason))
+        self.judged += not reason
+        for k, rows in experiment.chosen.items():
+            self.storages.meet(experiment.outputs[k], rows, made=True)
+        if found:
+            shapes = tuple(tuple(leaf.shape) for leaf in call.leaves if isinstance(leaf, Tensor))
+            plain = tuple(leaf for leaf in call.leaves if isinstance(leaf, int | float | str | bool))
+            key = (str(call.func), shapes, plain, tuple(found))
+            if key not in self._diagnoses:
+                smallest = min(found, key=lambda part: (part.rows, part.start))
+                self._diagnoses[key] = experiment.diagnose(smallest, placed)
+            diagnosis = self._diagnoses[key]
+            self.events.append(Event(call.name, str(call.func), call.place, at, found, shapes, diagnosis))
+
+
+def _plain(leaf: Any) -> bool:
+    return isinstance(leaf, Tensor) and leaf.layout == torch.strided
+
+
+def _fits(rows: Rows, meta: Meta, few: int) -> bool:
+    return len(meta.shape) > rows.dim and rows.count(0, few) == meta.shape[rows.dim]
+
