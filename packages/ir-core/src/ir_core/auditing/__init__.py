@@ -8,7 +8,8 @@ where it begins.
 from __future__ import annotations
 
 from ir_core.auditing.place import Place
+from ir_core.auditing.recording import compare, record
 from ir_core.auditing.report import Finding, Note, Report
 from ir_core.auditing.session import audit
 
-__all__ = ["Finding", "Note", "Place", "Report", "audit"]
+__all__ = ["Finding", "Note", "Place", "Report", "audit", "compare", "record"]

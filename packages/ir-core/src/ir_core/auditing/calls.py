@@ -4,14 +4,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from ir_core.auditing.place import Place
 
@@ -33,7 +32,9 @@ class CompiledGraph:
             source = self._graph.source_code or ""
         except AttributeError:
             return ()
-        calls = re.findall(r"^ +(?:extern_kernels\.(\w+)\(|(\w+?)(?:\.run)?\(.*(?:buf|arg))", source, re.MULTILINE)
+        calls = re.findall(
+            r"^ +(?:extern_kernels\.(\w+)\(|(\w+?)(?:\.run)?\(.*(?:buf|arg))", source, re.MULTILINE
+        )
         names = [extern or own for extern, own in calls]
         return tuple(name for name in names if name.startswith(("cpp_", "triton_")) or name in _LIBRARY)
 
@@ -67,7 +68,14 @@ class Call:
     place: Place
 
     def __post_init__(self) -> None:
-        self.leaves, self.spec = pytree.tree_flatten((self.args, self.kwargs))
+        self.leaves: list[Any] = []
+        self.spec = _flatten((self.args, self.kwargs), self.leaves)
+
+    @classmethod
+    def of(cls, step: Step, leaves: list[Any]) -> Call:
+        """The call that a step remembers, of these arguments."""
+        args, kwargs = _rebuild(step.spec, iter(leaves))
+        return cls(step.func, args, kwargs, step.place)
 
     def run(self) -> Any:
         """What the operation returns."""
@@ -80,7 +88,7 @@ class Call:
 
     def rebuilt(self, leaves: list[Any], func: Any = None) -> Call:
         """The same call of other arguments."""
-        args, kwargs = pytree.tree_unflatten(leaves, self.spec)
+        args, kwargs = _rebuild(self.spec, iter(leaves))
         return Call(func or self.func, args, kwargs, self.place)
 
     def written(self) -> frozenset[int]:
@@ -92,10 +100,12 @@ class Call:
             return frozenset()
         names = {a.name for a in schema.arguments if a.alias_info is not None and a.alias_info.is_write}
         positional = [argument.name for argument in schema.arguments]
-        found = set()
+        found: set[int] = set()
         at = 0
         for name, value in [*zip(positional, self.args, strict=False), *self.kwargs.items()]:
-            width = len(pytree.tree_leaves(value))
+            inside: list[Any] = []
+            _flatten(value, inside)
+            width = len(inside)
             if name in names:
                 found.update(range(at, at + width))
             at += width
@@ -123,7 +133,29 @@ def name_of(func: Any) -> str:
 
 def tensors(value: Any) -> list[Tensor]:
     """The tensors in a result."""
-    return [leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor)]
+    leaves: list[Any] = []
+    _flatten(value, leaves)
+    return [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+
+
+def _flatten(value: Any, leaves: list[Any]) -> Any:
+    """Collect what is in tuples, lists and mappings, and return the structure. Nothing else nests in arguments."""
+    if isinstance(value, tuple | list):
+        return type(value) is tuple, tuple([_flatten(item, leaves) for item in value])
+    if isinstance(value, dict):
+        return tuple(value), tuple([_flatten(item, leaves) for item in value.values()])
+    leaves.append(value)
+    return None
+
+
+def _rebuild(spec: Any, leaves: Iterator[Any]) -> Any:
+    if spec is None:
+        return next(leaves)
+    kind, inside = spec
+    items = [_rebuild(item, leaves) for item in inside]
+    if isinstance(kind, tuple):
+        return dict(zip(kind, items, strict=True))
+    return tuple(items) if kind else items
 
 
 @dataclass

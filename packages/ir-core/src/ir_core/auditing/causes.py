@@ -18,7 +18,15 @@ _FAMILIES: Final[dict[str, tuple[str, ...]]] = {
     "log_softmax": ("aten._log_softmax", "aten.log_softmax"),
     "rms_norm": ("aten._fused_rms_norm", "aten.rms_norm"),
     "reduction": (
-        *("aten.sum", "aten.prod", "aten.var", "aten.std", "aten.var_mean", "aten.std_mean", "aten.logsumexp"),
+        *(
+            "aten.sum",
+            "aten.prod",
+            "aten.var",
+            "aten.std",
+            "aten.var_mean",
+            "aten.std_mean",
+            "aten.logsumexp",
+        ),
         *("aten.norm", "aten.linalg_vector_norm", "aten.cumsum", "aten.cumprod", "aten.native_layer_norm"),
         *("aten.native_group_norm", "aten._native_batch_norm_legit", "aten.index_add", "aten.scatter_add"),
     ),

@@ -4,13 +4,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 
 from ir_core.auditing import causes
+from ir_core.auditing.alignment import Detour
 from ir_core.auditing.calls import CompiledGraph, Meta, Step
+from ir_core.auditing.detours import Replay
 from ir_core.auditing.differences import NONE, Difference
 from ir_core.auditing.place import Place
 from ir_core.auditing.reference import Event, Reference
@@ -21,7 +22,7 @@ def report(
     reference: Reference,
     *,
     sizes: tuple[int, ...],
-    detours: Mapping[int, Any],
+    ways: Callable[[int], Sequence[Detour]],
     outputs: Mapping[int, Difference],
     changed_again: bool,
     device: torch.device,
@@ -30,7 +31,7 @@ def report(
     """The report of a run that was judged.
 
     Args:
-        detours: by number of rows, where such a run does something else.
+        ways: where a run of so many rows does something else than the whole; it runs the model.
         outputs: by number of rows, how the model's own outputs differ.
         changed_again: whether the whole batch gave other outputs when it was run again.
     """
@@ -40,6 +41,7 @@ def report(
             by_op.setdefault(event.name, []).append(event)
     calls = Counter(step.name for step in reference.steps)
     findings = [_finding(events, calls, reference.steps, device) for events in by_op.values()]
+    findings += _paths(reference, ways)
     findings.sort(key=lambda found: found.step)
     notes = _notes(reference, changed_again)
     explained = {rows for found in findings for rows in found.by_rows}
@@ -60,7 +62,7 @@ def report(
 
 
 def _finding(
-    events: list[Event], calls: Counter[str], steps: list[Step] | Any, device: torch.device
+    events: list[Event], calls: Counter[str], steps: Sequence[Step], device: torch.device
 ) -> Finding:
     first = events[0]
     by_rows: dict[int, Difference] = {}
@@ -94,8 +96,72 @@ def _finding(
             detail,
         ),
         cure=causes.cure(kind),
-        step=first.step,
+        steps=tuple(event.step for event in events),
     )
+
+
+def _paths(reference: Reference, ways: Callable[[int], Sequence[Detour]]) -> list[Finding]:
+    """A finding for each place at which the program takes another way for fewer rows, to other bits."""
+    by_place: dict[Place, list[tuple[Replay, Difference]]] = {}
+    for replay, by in reference.detours:
+        if by.elements:
+            by_place.setdefault(_turns(reference, replay)[0].place, []).append((replay, by))
+    found = []
+    for place, taken in by_place.items():
+        replay = taken[0][0]
+        start, stop = replay.detour.whole
+        left = _turns(reference, replay)
+        right = list(replay.steps[slice(*replay.detour.part)])
+        goes = f"{_names(right)} at {right[0].place}" if right else "nothing"
+        largest = max(replay.part.rows for replay, _ in taken)
+        found.append(
+            Finding(
+                op=_names(left) if stop > start else f"no {_names(right)}",
+                kind="path",
+                calls=1,
+                varied=1,
+                place=place,
+                places={place: 1},
+                shapes=tuple(leaf.shape for leaf in left[0].leaves if isinstance(leaf, Meta)),
+                by_rows={replay.part.rows: by for replay, by in taken},
+                alone=largest,
+                begins=_first_without(reference, ways, start, largest),
+                cause=f"the program itself takes another way for {largest} {_rows(largest)}: {goes} instead",
+                cure="make the program take one way for every number of rows",
+                steps=(min(start, len(reference.steps) - 1),),
+            )
+        )
+    return found
+
+
+def _turns(reference: Reference, replay: Replay) -> list[Step]:
+    """The whole run's steps of a detour, or the one before which it goes."""
+    start, stop = replay.detour.whole
+    start = min(start, len(reference.steps) - 1)
+    return list(reference.steps[start : max(stop, start + 1)])
+
+
+def _names(steps: Sequence[Step]) -> str:
+    names = list(dict.fromkeys(step.name for step in steps))
+    return ", ".join(names[:4]) + ", …" * (len(names) > 4)
+
+
+def _first_without(
+    reference: Reference, ways: Callable[[int], Sequence[Detour]], start: int, taken: int
+) -> int:
+    """The smallest number of rows at which the program goes the whole batch's way, bisected."""
+    low, high = taken, reference.batch
+    while high - low > 1:
+        middle = (low + high) // 2
+        if any(detour.whole[0] == start for detour in ways(middle)):
+            low = middle
+        else:
+            high = middle
+    return high
+
+
+def _rows(count: int) -> str:
+    return "row" if count == 1 else "rows"
 
 
 def _matrix_rows(step: Step, alone: int, kind: str) -> int | None:
@@ -114,7 +180,8 @@ def _notes(reference: Reference, changed_again: bool) -> list[Note]:
         found.append(Note("random", name, place, text, True))
     mixes = [(e.name, e.place) for e in reference.events if e.diagnosis.verdict == "mixes"]
     for name, place, count in _counted(mixes):
-        text = f"{name} at {place} works over the batch itself{_times(count)}: a row's bits depend on what other rows hold"
+        over = f"works over the batch itself{_times(count)}"
+        text = f"{name} at {place} {over}: a row's bits depend on what other rows hold"
         found.append(Note("mixes", name, place, text, True))
     unsteady = [(e.name, e.place) for e in reference.events if e.diagnosis.verdict == "unrepeatable"]
     for name, place, count in _counted(unsteady):
@@ -122,11 +189,17 @@ def _notes(reference: Reference, changed_again: bool) -> list[Note]:
         found.append(Note("unrepeatable", name, place, text, True))
     values = any(note.changes for note in found)
     for name, place, count in _counted(reference.state):
-        text = f"{name} at {place} writes into a tensor that outlives the call{_times(count)}: a running statistic, or a cache"
+        into = f"writes into a tensor that outlives the call{_times(count)}"
+        text = f"{name} at {place} {into}: a running statistic, or a cache"
         found.append(Note("state", name, place, text, changed_again and not values))
-    if (changed_again or reference.strayed) and not values and not reference.state:
+    for name, place, count in _counted(reference.drifting):
+        gets = f"gets another number each time the model is called{_times(count)}"
+        text = f"{name} at {place} {gets}: state of the program"
+        found.append(Note("state", name, place, text, True))
+    if (changed_again or reference.strayed) and not values and not (reference.state or reference.drifting):
         where = f"; it goes another way at {reference.strayed}" if reference.strayed else ""
-        text = f"the same batch gives other outputs when the model is called again: a first call leaves state behind{where}"
+        again = "the same batch gives other outputs when the model is called again"
+        text = f"{again}: a first call leaves state behind{where}"
         found.append(Note("state", "", reference.strayed, text, True))
     untold = Counter((name, place, reason) for name, place, reason in reference.untold)
     for (name, place, reason), count in untold.items():

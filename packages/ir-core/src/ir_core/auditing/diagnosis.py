@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Experiments with one call: is it the same for a part, for other neighbours, for a repetition, and from how many rows on not?"""
+"""Experiments with one call: the same for a part, beside other rows, again? And from how many rows on not?"""
 
 from __future__ import annotations
 

@@ -21,20 +21,20 @@ class Difference:
     Args:
         elements: elements with other bits.
         compared: elements looked at.
-        largest: the largest absolute difference of two finite numbers.
+        largest: the largest absolute difference of two finite numbers; ``None`` where only digests are known.
         ulps: the largest distance in units in the last place, where both are finite; 0 for integers.
     """
 
     elements: int
     compared: int
-    largest: float
+    largest: float | None
     ulps: int
 
     def __add__(self, other: Difference) -> Difference:
         return Difference(
             self.elements + other.elements,
             self.compared + other.compared,
-            max(self.largest, other.largest),
+            max((x for x in (self.largest, other.largest) if x is not None), default=None),
             max(self.ulps, other.ulps),
         )
 
@@ -44,6 +44,8 @@ class Difference:
 
     def __str__(self) -> str:
         by = f", up to {self.ulps} ulp" if self.ulps else ""
+        if self.largest is None:
+            return f"rows of {self.elements} of {self.compared} elements"
         return f"{self.elements} of {self.compared} elements{by}, up to {self.largest:.3g}"
 
 

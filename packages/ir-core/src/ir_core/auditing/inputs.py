@@ -27,7 +27,7 @@ class Inputs:
         AuditError: there is no tensor, or the tensors disagree about the number of rows.
     """
 
-    def __init__(self, given: Any, batch_dim: int | None | Sequence[int | None] = 0) -> None:
+    def __init__(self, given: Any, batch_dim: int | Sequence[int | None] | None = 0) -> None:
         self._named = isinstance(given, Mapping)
         leaves, self._spec = pytree.tree_flatten(
             dict(given) if self._named else (given,) if isinstance(given, Tensor) else tuple(given)

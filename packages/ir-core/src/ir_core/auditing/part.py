@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A call as it would be for some rows of the batch alone: the whole call's own values, at the part's shapes and strides."""
+"""A call as it would be for some rows alone: the whole call's own values, at the part's shapes and strides."""
 
 from __future__ import annotations
 
@@ -61,7 +61,8 @@ def cut(call: Call, rows: list[Rows | None], part: Part, step: Step | None, batc
             continue
         if not isinstance(expected, Meta):
             raise CannotTellError("a tensor of the whole batch is none in the part")
-        leaves.append(_cut(leaf, rows[i], part, expected if step is not None else None, i in written))
+        meta = expected if step is not None else None
+        leaves.append(cut_tensor(leaf, rows[i], part, meta, overwritten=i in written))
     return call.rebuilt(leaves, told.func if step is not None else _function(call, told))
 
 
@@ -71,7 +72,14 @@ def _function(call: Call, told: Step) -> Any:
     return call.func
 
 
-def _cut(tensor: Tensor, rows: Rows | None, part: Part, meta: Meta | None, overwritten: bool) -> Tensor:
+def cut_tensor(
+    tensor: Tensor, rows: Rows | None, part: Part, meta: Meta | None, *, overwritten: bool = False
+) -> Tensor:
+    """The part's rows of a tensor, laid out as ``meta`` says; a copy of its own where it will be overwritten.
+
+    Raises:
+        CannotTellError: the rows that were followed do not give that shape.
+    """
     if tensor.layout != torch.strided:
         raise CannotTellError(f"a {str(tensor.layout).removeprefix('torch.')} tensor")
     taken = tensor if rows is None else rows.take(tensor, part.start, part.stop)

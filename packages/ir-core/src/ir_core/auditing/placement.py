@@ -103,7 +103,7 @@ def ruler_of(tensor: Tensor, rows: Rows) -> Ruler | None:
         return None
     width = tensor.element_size()
     together, ids = _shortened(rows.ids)
-    ruler = Ruler(tensor.storage_offset() * width, stride * width * together, ids)
+    ruler = Ruler(int(tensor.storage_offset()) * width, stride * width * together, ids)
     if len(ids) == 1:
         return None
     return ruler if read(ruler, tensor) == rows else None
@@ -113,7 +113,7 @@ def read(ruler: Ruler, tensor: Tensor) -> Rows | int | None:
     """What a view of the storage shows: rows along a dimension, a single row, or ``None`` where that cannot be told."""
     width = tensor.element_size()
     sizes, strides = tuple(tensor.shape), tuple(stride * width for stride in tensor.stride())
-    return _read(ruler, sizes, strides, tensor.storage_offset() * width - ruler.origin)
+    return _read(ruler, sizes, strides, int(tensor.storage_offset()) * width - ruler.origin)
 
 
 @lru_cache(8192)

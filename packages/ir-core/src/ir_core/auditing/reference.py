@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ir_core.auditing.calls import Call, Meta, Step
+from ir_core.auditing.detours import Replay
 from ir_core.auditing.diagnosis import Diagnosis, Experiment
 from ir_core.auditing.differences import Difference
 from ir_core.auditing.part import CannotTellError, Part
@@ -24,7 +25,13 @@ from ir_core.auditing.placement import Rows, factors
 from ir_core.auditing.storages import Storages
 from ir_core.auditing.watch import Watch
 
-_EMPTY: Final = ("aten.empty", "aten.new_empty", "aten.empty_like", "aten.empty_strided", "aten.new_empty_strided")
+_EMPTY: Final = (
+    "aten.empty",
+    "aten.new_empty",
+    "aten.empty_like",
+    "aten.empty_strided",
+    "aten.new_empty_strided",
+)
 """What is in their results is left over from before."""
 
 
@@ -54,6 +61,7 @@ class Reference(Watch):
         parts: which rows are also run alone.
         steps: the steps of the run of the whole batch, as it was written down.
         shorter: by number of rows, the steps of such a run, aligned: ``None`` where it did something else.
+        replays: where these do something else.
         advance: called after each operation.
     """
 
@@ -65,6 +73,7 @@ class Reference(Watch):
         parts: Sequence[Part],
         steps: Sequence[Step],
         shorter: Mapping[int, Sequence[Step | None]],
+        replays: Sequence[Replay],
         advance: Callable[[str], None],
     ) -> None:
         super().__init__(model)
@@ -73,10 +82,13 @@ class Reference(Watch):
         self.at = 0
         self.events: list[Event] = []
         self.random: list[tuple[str, Place]] = []
+        self.drifting: list[tuple[str, Place]] = []
         self.state: list[tuple[str, Place]] = []
         self.untold: list[tuple[str, Place, str]] = []
         self.judged = 0
         self.strayed: Place | None = None
+        self.detours: list[tuple[Replay, Difference]] = []
+        self._replays = [*replays]
         self._advance = advance
         self._diagnoses: dict[Any, Diagnosis] = {}
 
@@ -90,6 +102,9 @@ class Reference(Watch):
             for rows, aligned in self.shorter.items()
             if known and self.strayed is None and (step := aligned[at]) is not None
         }
+        drifts = known and _drifts(call, self.steps[at])
+        if drifts:
+            self.drifting.append((call.name, call.place))
         inputs = [self._rows(leaf) for leaf in call.leaves]
         before = {i: call.leaves[i].clone() for i in call.written()}
         owners = {leaf.untyped_storage()._cdata for leaf in call.leaves if _plain(leaf)}
@@ -102,10 +117,33 @@ class Reference(Watch):
         placed = [self._follow(out, k, steps, inputs, fresh[k]) for k, out in enumerate(outputs)]
         # A view computes nothing.
         computes = bool(before) or any(fresh)
-        if computes and call.name not in _EMPTY and any(_plain(leaf) for leaf in call.leaves):
+        if computes and not drifts and call.name not in _EMPTY and any(_plain(leaf) for leaf in call.leaves):
             self._judge(Experiment(call, result, inputs, self.batch, steps, before), placed, at)
+        self._keep(at, outputs)
         self._advance(call.place.module)
         return result
+
+    def begin(self, inputs: Sequence[Tensor], placed: Sequence[Rows | None]) -> None:
+        """Learn where the rows are in the model's inputs."""
+        for tensor, rows in zip(inputs, placed, strict=True):
+            self.storages.meet(tensor, rows, made=True)
+        self._keep(-1, inputs)
+
+    def _keep(self, at: int, outputs: Sequence[Tensor]) -> None:
+        """Keep what a detour needs, and judge the detours that have all of it."""
+        for replay in [*self._replays]:
+            for k, out in enumerate(outputs):
+                if (at, k) in replay.wanted:
+                    replay.values[at, k] = out, self._rows(out)
+            if replay.due == at:
+                self._replays.remove(replay)
+                step = self.steps[min(replay.detour.whole[0], len(self.steps) - 1)]
+                try:
+                    self.detours.append((replay, replay.run()))
+                except (CannotTellError, RuntimeError) as error:
+                    text = f"a run of {replay.part.rows} rows does something else, {error}"
+                    self.untold.append((step.name, step.place, text))
+                replay.values.clear()
 
     # Where the rows are.
 
@@ -139,7 +177,9 @@ class Reference(Watch):
         dim = dims.pop()
         size = out.shape[dim]
         same = [rows for rows in inputs if rows is not None and len(rows.ids) == size]
-        same.sort(key=lambda rows: rows.dim != dim)  # an input with the rows in this very dimension tells most
+        same.sort(
+            key=lambda rows: rows.dim != dim
+        )  # an input with the rows in this very dimension tells most
         found = dict.fromkeys([rows.ids for rows in same] + list(factors(size, self.batch)))
         return [Rows(dim, ids) for ids in found]
 
@@ -153,7 +193,7 @@ class Reference(Watch):
         if not any(experiment.inputs) and not any(placed):
             return
         found: dict[Part, Difference] = {}
-        reason = "" if experiment.steps else "the runs of fewer rows do something else here"
+        reason = ""
         for part in self.parts:
             if (step := experiment.steps.get(part.rows)) is not None:
                 try:
@@ -165,7 +205,7 @@ class Reference(Watch):
                     found[part] = by
         if reason:
             self.untold.append((call.name, call.place, reason))
-        self.judged += not reason
+        self.judged += bool(experiment.steps) and not reason
         for k, rows in experiment.chosen.items():
             self.storages.meet(experiment.outputs[k], rows, made=True)
         if found:
@@ -179,10 +219,18 @@ class Reference(Watch):
             self.events.append(Event(call.name, str(call.func), call.place, at, found, shapes, diagnosis))
 
 
+def _drifts(call: Call, before: Step) -> bool:
+    """Whether its plain arguments are others than the last time the same batch was run."""
+    return any(
+        leaf is not told and leaf != told and leaf == leaf  # NaN is unequal to itself
+        for leaf, told in zip(call.leaves, before.leaves, strict=False)
+        if not isinstance(leaf, Tensor) and not isinstance(told, Meta)
+    )
+
+
 def _plain(leaf: Any) -> bool:
     return isinstance(leaf, Tensor) and leaf.layout == torch.strided
 
 
 def _fits(rows: Rows, meta: Meta, few: int) -> bool:
     return len(meta.shape) > rows.dim and rows.count(0, few) == meta.shape[rows.dim]
-

@@ -31,7 +31,7 @@ class Finding:
             not be tried.
         cause: why, most likely.
         cure: what covers it here.
-        step: which operation of the run the first was.
+        steps: which operations of the run vary, by number.
     """
 
     op: str
@@ -46,7 +46,12 @@ class Finding:
     begins: int | None
     cause: str
     cure: str
-    step: int
+    steps: tuple[int, ...]
+
+    @property
+    def step(self) -> int:
+        """Which operation of the run the first is."""
+        return self.steps[0]
 
     @property
     def difference(self) -> Difference:
@@ -91,7 +96,7 @@ class Report:
     """What an audit found.
 
     Args:
-        mode: ``batch`` (alone against batch) or ``compiled`` (eager against compiled).
+        mode: ``batch`` (alone against batch), ``compiled`` (against eager), or ``recorded`` (against a file).
         batch, rows: rows of the whole batch, and of the parts.
         operations, judged: how many operations ran, and how many of them were compared.
         findings: by first place.
@@ -144,17 +149,20 @@ class Report:
 
     def explain(self) -> str:
         """The text: where it begins, what else varies, and what the audit could not tell."""
-        lines = [self._headline()]
+        lines = [self.headline()]
         for found in self.findings:
             lines += ["", *_sentences(found)]
         for note in self.notes:
             lines += ["", f"{note.kind}: {note.text}"]
         return "\n".join(lines)
 
-    def _headline(self) -> str:
+    def headline(self) -> str:
+        """One line: where it begins, or that nothing varies."""
         ran = f"{self.judged} of {self.operations} operations compared"
         if self.mode == "compiled":
             against = f"compiled against eager, {self.batch} rows"
+        elif self.mode == "recorded":
+            against = f"{self.batch} rows against the file"
         else:
             against = f"{self.batch} rows against {', '.join(map(str, self.rows))} of them"
         if self.first is None:
@@ -198,12 +206,12 @@ def _sentences(found: Finding) -> list[str]:
     lines = [
         f"{found.op} at {found.place}: {found.varied} of {found.calls} calls have other bits, {found.difference}.",
     ]
-    if found.kind == "compiled kernel":
-        pass
+    if found.kind in ("compiled kernel", "recorded"):
+        lines.append(f"  Shapes: {_shapes(found.shapes)}.")
     elif found.begins:
         lines.append(
-            f"  A row's bits in a call of {found.alone} rows hold up to {found.begins - 1} and change at "
-            f"{found.begins}. Shapes: {_shapes(found.shapes)}."
+            f"  A row's bits in a call of {found.alone} {_rows(found.alone)} hold up to {found.begins - 1}, and "
+            f"change at {found.begins}. Shapes: {_shapes(found.shapes)}."
         )
     else:
         lines.append(f"  Seen with {_listed(found.by_rows)} rows alone. Shapes: {_shapes(found.shapes)}.")
@@ -217,6 +225,10 @@ def _sentences(found: Finding) -> list[str]:
 
 def _shapes(shapes: Sequence[tuple[int, ...]]) -> str:
     return ", ".join("x".join(map(str, shape)) or "scalar" for shape in shapes)
+
+
+def _rows(count: int) -> str:
+    return "row" if count == 1 else "rows"
 
 
 def _listed(rows: Mapping[int, Any]) -> str:

@@ -13,8 +13,9 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from ir_core.auditing import conclusions
-from ir_core.auditing.alignment import align
+from ir_core.auditing.alignment import Detour, align
 from ir_core.auditing.calls import Step
+from ir_core.auditing.detours import Replay, replays
 from ir_core.auditing.differences import Difference, difference
 from ir_core.auditing.inputs import Inputs
 from ir_core.auditing.part import Part
@@ -26,7 +27,7 @@ from ir_core.errors import AuditError
 Progress = Callable[[float, str], None]
 """Called with the share that is done and the module that runs."""
 
-_SEED: Final = 20
+SEED: Final = 20
 """Every run starts with this seed, so that random numbers alone make no two runs of the same rows differ."""
 
 
@@ -35,7 +36,7 @@ def audit(
     inputs: Any,
     *,
     rows: Sequence[int] = (1, 2, 8),
-    batch_dim: int | None | Sequence[int | None] = 0,
+    batch_dim: int | Sequence[int | None] | None = 0,
     mode: Literal["batch", "compiled"] = "batch",
     progress: Progress | None = None,
 ) -> Report:
@@ -78,41 +79,41 @@ def audit(
 
 def _audit(model: Callable[..., Any], given: Inputs, sizes: tuple[int, ...], progress: Progress) -> Report:
     begun = time.perf_counter()
-    parts = [
-        part for n in sizes for part in dict.fromkeys((Part(0, n), Part(given.batch - n, given.batch)))
-    ]
+    parts = [part for n in sizes for part in dict.fromkeys((Part(0, n), Part(given.batch - n, given.batch)))]
     own = sum(sizes) / given.batch
     share = _Shares(progress, (1.0, own, 1.0 + 2 * own))
-    whole_steps, plain, seconds = traced(model, given, Part(0, given.batch))
-    share.next(sum(sizes) / given.batch * len(whole_steps))
+    whole, plain, seconds = traced(model, given, Part(0, given.batch))
+    share.next(sum(sizes) / given.batch * len(whole.steps))
     shorter: dict[int, list[Step | None]] = {}
-    detours = {}
+    detours: list[Replay] = []
     outputs: dict[int, list[Tensor]] = {}
     for n in sizes:
-        steps, outputs[n], _ = traced(model, given, Part(0, n))
-        aligned, detours[n] = align(whole_steps, steps)
-        shorter[n] = [None if at is None else steps[at] for at in aligned]
-        share.done(len(whole_steps) * n / given.batch, "")
-    share.next(len(whole_steps))
+        part, (short, outputs[n], _) = Part(0, n), traced(model, given, Part(0, n))
+        aligned, apart = align(whole.steps, short.steps)
+        shorter[n] = [None if at is None else short.steps[at] for at in aligned]
+        results = whole.result_sources(plain), short.result_sources(outputs[n])
+        detours += replays(part, apart, whole.steps, short.steps, aligned, short.externals, results)
+        share.done(len(whole.steps) * n / given.batch, "")
+    share.next(len(whole.steps))
     copies, args, kwargs = given.of(Part(0, given.batch))
     reference = Reference(
         model,
         batch=given.batch,
         parts=parts,
-        steps=whole_steps,
+        steps=whole.steps,
         shorter=shorter,
+        replays=detours,
         advance=lambda doing: share.done(1, doing),
     )
-    for tensor, placed in zip(copies, given.rows(), strict=True):
-        reference.storages.meet(tensor, placed, made=True)
-    torch.manual_seed(_SEED)
+    reference.begin(copies, given.rows())
+    torch.manual_seed(SEED)
     with reference.running():
         again = result_tensors(model(*args, **kwargs))
     found = _outputs(reference, again, outputs)
     return conclusions.report(
         reference,
         sizes=sizes,
-        detours=detours,
+        ways=lambda n: _detours_at(model, given, whole, n),
         outputs=found,
         changed_again=_differ(plain, again),
         device=given.tensors[0].device,
@@ -120,19 +121,22 @@ def _audit(model: Callable[..., Any], given: Inputs, sizes: tuple[int, ...], pro
     )
 
 
-def traced(
-    model: Callable[..., Any], given: Inputs, part: Part
-) -> tuple[list[Step], list[Tensor], float]:
-    """Steps, results and seconds of a run of these rows."""
+def traced(model: Callable[..., Any], given: Inputs, part: Part) -> tuple[Trace, list[Tensor], float]:
+    """What was written down, results and seconds of a run of these rows."""
     copies, args, kwargs = given.of(part)
     trace = Trace(model, copies)
-    torch.manual_seed(_SEED)
+    torch.manual_seed(SEED)
     begun = time.perf_counter()
     with trace.running():
         result = result_tensors(model(*args, **kwargs))
     if copies[0].device.type == "cuda":
         torch.cuda.synchronize(copies[0].device)
-    return trace.steps, result, time.perf_counter() - begun
+    return trace, result, time.perf_counter() - begun
+
+
+def _detours_at(model: Callable[..., Any], given: Inputs, whole: Trace, rows: int) -> list[Detour]:
+    short, _, _ = traced(model, given, Part(0, rows))
+    return align(whole.steps, short.steps)[1]
 
 
 def isolated(tensors: Sequence[Tensor]) -> AbstractContextManager[Any]:

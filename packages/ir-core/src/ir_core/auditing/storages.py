@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
@@ -16,6 +17,8 @@ class _Known:
     alive: StorageWeakRef
     ruler: Ruler | None
     made: bool
+    # Views that no ruler can describe: one value expanded over the batch.
+    views: dict[tuple[Any, ...], Rows] = field(default_factory=dict)
 
 
 class Storages:
@@ -39,10 +42,12 @@ class Storages:
         storage = tensor.untyped_storage()
         ruler = ruler_of(tensor, rows) if rows is not None else None
         known = self._find(tensor)
-        if known is not None:
+        if known is None:
+            known = self._known[storage._cdata] = _Known(StorageWeakRef(storage), ruler, made)
+        else:
             known.ruler = ruler or known.ruler
-            return
-        self._known[storage._cdata] = _Known(StorageWeakRef(storage), ruler, made)
+        if rows is not None and ruler is None:
+            known.views[_geometry(tensor)] = rows
         if len(self._known) > self._purge_at:
             self._known = {key: one for key, one in self._known.items() if not one.alive.expired()}
             self._purge_at = 4096 + 2 * len(self._known)
@@ -50,8 +55,13 @@ class Storages:
     def rows(self, tensor: Tensor) -> Rows | None:
         """Where the rows are in ``tensor``; ``None`` if it has none, or only one row's values."""
         known = self._find(tensor)
-        if known is None or known.ruler is None or tensor.numel() == 0:
+        if known is None or tensor.numel() == 0:
             return None
+        if known.ruler is None:
+            return known.views.get(_geometry(tensor))
         found = read(known.ruler, tensor)
         return found if isinstance(found, Rows) else None
 
+
+def _geometry(tensor: Tensor) -> tuple[Any, ...]:
+    return tensor.shape, tensor.stride(), tensor.storage_offset()

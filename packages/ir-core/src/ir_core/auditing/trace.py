@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A run that is written down: each operation with shapes, strides and plain arguments, and where its inputs came from."""
+"""A run that is written down: each operation with shapes, strides, plain arguments, and where its inputs came from."""
 
 from __future__ import annotations
 
@@ -29,12 +29,13 @@ class Sources:
 
 
 class Trace(Watch):
-    """Writes down the steps of one run."""
+    """Writes down the steps of one run. What was there before it (weights, above all) is referred to, not copied."""
 
     def __init__(self, model: object, inputs: list[Tensor]) -> None:
         super().__init__(model)
         self.steps: list[Step] = []
         self.sources = Sources()
+        self.externals: dict[tuple[int, int], Tensor] = {}
         for i, tensor in enumerate(inputs):
             self.sources.made(tensor, -1, i)
 
@@ -44,6 +45,9 @@ class Trace(Watch):
             for i, leaf in enumerate(call.leaves)
             if isinstance(leaf, Tensor) and (source := self.sources.find(leaf)) is not None
         }
+        for i, leaf in enumerate(call.leaves):
+            if isinstance(leaf, Tensor) and i not in found:
+                self.externals[len(self.steps), i] = leaf
         result = call.run()
         step = Step.of(call, result)
         step.sources = found
@@ -51,3 +55,7 @@ class Trace(Watch):
             self.sources.made(out, len(self.steps), i)
         self.steps.append(step)
         return result
+
+    def result_sources(self, results: list[Tensor]) -> list[tuple[int, int] | None]:
+        """Which step made each of the model's results."""
+        return [self.sources.find(tensor) for tensor in results]

@@ -28,7 +28,7 @@ class Watch(TorchDispatchMode):
     """
 
     def __init__(self, model: object) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.modules = Modules(model)
 
     def see(self, call: Call) -> Any:
@@ -72,7 +72,7 @@ def _seeing_compiled_graphs() -> Iterator[None]:
     with _lock:
         if _users == 0:
             _original = CompiledFxGraph.__call__
-            CompiledFxGraph.__call__ = _call_graph  # type: ignore[method-assign]
+            CompiledFxGraph.__call__ = _call_graph  # type: ignore[method-assign, assignment]
         _users += 1
     try:
         yield
