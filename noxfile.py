@@ -153,7 +153,7 @@ def demo(session: nox.Session) -> None:
 @nox.session
 def tests(session: nox.Session) -> None:
     """Every test that needs no GPU and no vLLM, on the working tree."""
-    install_editable(session, *group("tests"))
+    install_editable(session, *group("tests", "models"))
     run_tests(session, "packages", "tests", interpreted=True)
 
 

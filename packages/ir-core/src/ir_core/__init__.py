@@ -26,6 +26,7 @@ from ir_core.version import __version__
 
 if TYPE_CHECKING:
     from ir_core import ops
+    from ir_core.auditing import audit
     from ir_core.discovery import failures, get_op, packs, refresh
     from ir_core.dispatch import enable_torch_wrap, set_default_torch_wrap
     from ir_core.impl import IrOpImpl
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
 # Where the public names are. They are imported when they are first used: torch takes seconds, and the command line
 # and its completion need most of them never.
 _HOMES = {
+    "auditing": ("audit",),
     "discovery": ("failures", "get_op", "packs", "refresh"),
     "dispatch": ("enable_torch_wrap", "set_default_torch_wrap"),
     "impl": ("IrOpImpl",),
@@ -105,6 +107,7 @@ __all__ = [
     "Selection",
     "Target",
     "__version__",
+    "audit",
     "change_default",
     "compile",
     "current",

@@ -26,7 +26,7 @@ class Detour:
 def align(whole: Sequence[Step], part: Sequence[Step]) -> tuple[list[int | None], list[Detour]]:
     """For each step of the whole run the index of its counterpart, and where there are none.
 
-    Two steps are the same when operation, module and source line are.
+    Two steps are the same when operation, module, source line, and numbers that are not whole are.
     """
     left, right = [step.key for step in whole], [step.key for step in part]
     if left == right:

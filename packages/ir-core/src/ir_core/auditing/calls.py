@@ -178,9 +178,10 @@ class Step:
     sources: dict[int, tuple[int, int]] = field(default_factory=dict)
 
     @property
-    def key(self) -> tuple[str, str, int]:
-        """What two runs of one program have in common at this step."""
-        return self.name, self.place.module, self.place.line
+    def key(self) -> tuple[str, str, int, str]:
+        """What two runs of one program have in common at this step. Whole numbers may follow the rows; others do not."""
+        numbers = " ".join(repr(leaf) for leaf in self.leaves if isinstance(leaf, float | bool | str))
+        return self.name, self.place.module, self.place.line, numbers
 
     @classmethod
     def of(cls, call: Call, result: Any) -> Step:

@@ -40,7 +40,7 @@ def report(
         if event.diagnosis.verdict == "varies":
             by_op.setdefault(event.name, []).append(event)
     calls = Counter(step.name for step in reference.steps)
-    findings = [_finding(events, calls, reference.steps, device) for events in by_op.values()]
+    findings = [_finding(reference, events, calls, device) for events in by_op.values()]
     findings += _paths(reference, ways)
     findings.sort(key=lambda found: found.step)
     notes = _notes(reference, changed_again)
@@ -61,15 +61,13 @@ def report(
     )
 
 
-def _finding(
-    events: list[Event], calls: Counter[str], steps: Sequence[Step], device: torch.device
-) -> Finding:
+def _finding(reference: Reference, events: list[Event], calls: Counter[str], device: torch.device) -> Finding:
     first = events[0]
     by_rows: dict[int, Difference] = {}
     for event in events:
         for part, by in event.parts.items():
             by_rows[part.rows] = by_rows.get(part.rows, NONE) + by
-    step = steps[first.step]
+    step = reference.steps[first.step]
     kind = causes.family(step.func, first.name)
     detail = ""
     if isinstance(step.func, CompiledGraph):
@@ -92,7 +90,7 @@ def _finding(
             device.type,
             diagnosis.alone,
             diagnosis.begins,
-            _matrix_rows(step, diagnosis.alone, kind),
+            _matrix_rows(reference, first, kind),
             detail,
         ),
         cure=causes.cure(kind),
@@ -164,13 +162,12 @@ def _rows(count: int) -> str:
     return "row" if count == 1 else "rows"
 
 
-def _matrix_rows(step: Step, alone: int, kind: str) -> int | None:
-    """Rows of the left matrix of a product in the smaller call, if one row of the batch is one row of it."""
-    matrices = [leaf for leaf in step.leaves if isinstance(leaf, Meta) and len(leaf.shape) == 2]
-    if kind != "product" or not matrices or alone != 1:
+def _matrix_rows(reference: Reference, first: Event, kind: str) -> int | None:
+    """Rows of the left matrix of a product in the smaller call."""
+    alone = reference.shorter[first.diagnosis.alone][first.step]
+    if kind != "product" or alone is None or not alone.outputs or len(alone.outputs[0].shape) != 2:
         return None
-    left = matrices[0] if len(matrices) < 3 else matrices[-2]
-    return 1 if left.shape[0] == step.outputs[0].shape[0] and alone == 1 and left.shape[0] == 1 else None
+    return alone.outputs[0].shape[0]
 
 
 def _notes(reference: Reference, changed_again: bool) -> list[Note]:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from ir_core.cli import bench_cmd, demo_cmd, doctor_cmd, explain_cmd, freeze_cmd, list_cmd
+from ir_core.cli import audit_cmd, bench_cmd, demo_cmd, doctor_cmd, explain_cmd, freeze_cmd, list_cmd
 
 app = typer.Typer(
     name="ir-core",
@@ -45,6 +45,7 @@ if importlib.util.find_spec("ir_core.cli.verify_cmd"):
     from ir_core.cli import verify_cmd
 
     app.command("verify")(verify_cmd.verify)
+app.command("audit")(audit_cmd.audit)
 app.command("bench")(bench_cmd.bench)
 app.command("freeze")(freeze_cmd.freeze)
 app.command("demo")(demo_cmd.demo)
