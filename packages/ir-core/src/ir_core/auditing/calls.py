@@ -179,7 +179,7 @@ class Step:
 
     @property
     def key(self) -> tuple[str, str, int, str]:
-        """What two runs of one program have in common at this step. Whole numbers may follow the rows; others do not."""
+        """What two runs of one program have in common here. Whole numbers may follow the rows; others may not."""
         numbers = " ".join(repr(leaf) for leaf in self.leaves if isinstance(leaf, float | bool | str))
         return self.name, self.place.module, self.place.line, numbers
 

@@ -25,6 +25,7 @@ from ir_core.auditing.inputs import Inputs
 from ir_core.auditing.part import Part
 from ir_core.auditing.place import Place
 from ir_core.auditing.report import Finding, Note, Report
+from ir_core.auditing.running import Progress, isolated, result_tensors
 
 _BUFFER: Final = re.compile(r"\bbuf\d+\b")
 _KERNEL: Final = re.compile(r"^\s*(?:buf\d+ = )?([\w.]+)\(")
@@ -149,15 +150,11 @@ def _noting(graphs: dict[str, _Lowered]) -> Iterator[None]:
         GraphLowering.compile_to_module = original  # type: ignore[method-assign]
 
 
-def audit_compiled(
-    model: Callable[..., Any], given: Inputs, progress: Callable[[float, str], None]
-) -> Report:
+def audit_compiled(model: Callable[..., Any], given: Inputs, progress: Progress) -> Report:
     """The report of the whole batch, compiled against eager."""
     import torch._dynamo.config as dynamo
     import torch._functorch.config as functorch
     import torch._inductor.config as inductor
-
-    from ir_core.auditing.session import isolated, result_tensors
 
     begun = time.perf_counter()
     source = getattr(model, "_torchdynamo_orig_callable", getattr(model, "_orig_mod", model))

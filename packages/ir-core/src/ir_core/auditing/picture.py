@@ -3,13 +3,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from ir_core.errors import AuditError
 
-if TYPE_CHECKING:
-    from ir_core.auditing.report import Report
+Line = tuple[str, str, tuple[int, ...]]
+"""Of an operation: its label, where it is first, and at which operations of the run it varies."""
 
 
 def check() -> None:
@@ -26,8 +26,11 @@ def check() -> None:
         )
 
 
-def draw(report: Report, path: Path) -> None:
+def draw(title: str, operations: int, lines: Sequence[Line], path: Path) -> None:
     """Write the picture; its format is that of the name's ending.
+
+    Args:
+        operations: how many the run has.
 
     Raises:
         AuditError: matplotlib is not installed.
@@ -37,23 +40,18 @@ def draw(report: Report, path: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    findings = report.findings
-    figure = Figure(figsize=(9, 1.8 + 0.45 * max(len(findings), 1)), layout="constrained")
+    figure = Figure(figsize=(9, 1.8 + 0.45 * max(len(lines), 1)), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    axes.set_xlim(-0.5, max(report.operations, 1) - 0.5)
-    axes.set_ylim(len(findings) - 0.5, -0.5)
+    axes.set_xlim(-0.5, max(operations, 1) - 0.5)
+    axes.set_ylim(max(len(lines), 1) - 0.5, -0.5)
     axes.set_xlabel("operation of the run")
-    axes.set_yticks(
-        range(len(findings)), [f"{found.op}\n{found.varied} of {found.calls}" for found in findings]
-    )
-    for line, found in enumerate(findings):
-        axes.axhline(line, color="0.9", zorder=0)
-        axes.scatter(found.steps, [line] * len(found.steps), marker="|", s=120, color="tab:red")
-        axes.annotate(
-            str(found.place), (found.step, line), xytext=(4, 6), textcoords="offset points", fontsize=7
-        )
-    if not findings:
+    axes.set_yticks(range(len(lines)), [label for label, _, _ in lines])
+    for height, (_, place, steps) in enumerate(lines):
+        axes.axhline(height, color="0.9", zorder=0)
+        axes.scatter(steps, [height] * len(steps), marker="|", s=120, color="tab:red")
+        axes.annotate(place, (steps[0], height), xytext=(4, 6), textcoords="offset points", fontsize=7)
+    if not lines:
         axes.text(0.5, 0.5, "no operation varies", transform=axes.transAxes, ha="center", va="center")
-    axes.set_title(report.headline(), fontsize=8, wrap=True)
+    axes.set_title(title, fontsize=8, wrap=True)
     figure.savefig(path, dpi=120)

@@ -24,7 +24,7 @@ from ir_core.auditing.inputs import Inputs
 from ir_core.auditing.part import Part
 from ir_core.auditing.place import Place
 from ir_core.auditing.report import Finding, Note, Report
-from ir_core.auditing.session import SEED, isolated
+from ir_core.auditing.running import SEED, Progress, isolated, quiet
 from ir_core.auditing.watch import Watch
 from ir_core.errors import AuditError
 
@@ -41,7 +41,7 @@ _NO_CONTENTS: Final = (
 class _Recorder(Watch):
     """Writes down the digests of everything that goes into an operation and comes out of it."""
 
-    def __init__(self, model: object, advance: Callable[[float, str], None]) -> None:
+    def __init__(self, model: object, advance: Progress) -> None:
         super().__init__(model)
         self.steps: list[dict[str, Any]] = []
         self._known: dict[int, tuple[weakref.ref[Tensor], int, tuple[str, ...]]] = {}
@@ -78,10 +78,10 @@ class _Recorder(Watch):
 
 
 def _run(
-    model: Callable[..., Any], inputs: Any, progress: Callable[[float, str], None] | None
+    model: Callable[..., Any], inputs: Any, progress: Progress | None
 ) -> tuple[list[dict[str, Any]], Inputs, float]:
     given = Inputs(inputs)
-    recorder = _Recorder(model, progress or (lambda share, doing: None))
+    recorder = _Recorder(model, progress or quiet)
     with isolated(given.tensors):
         _, args, kwargs = given.of(Part(0, given.batch))
         torch.manual_seed(SEED)
@@ -105,7 +105,7 @@ def record(
     inputs: Any,
     path: Path | str,
     *,
-    progress: Callable[[float, str], None] | None = None,
+    progress: Progress | None = None,
 ) -> int:
     """Run the model once and write the digests of every operation to a file, for :func:`compare`.
 
@@ -135,7 +135,7 @@ def compare(
     inputs: Any,
     path: Path | str,
     *,
-    progress: Callable[[float, str], None] | None = None,
+    progress: Progress | None = None,
 ) -> Report:
     """Run the model and name the operations that give other bits than those in a file, on equal inputs.
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ir_core.auditing import picture
 from ir_core.auditing.differences import NONE, Difference
 from ir_core.auditing.place import Place
 
@@ -191,15 +192,14 @@ class Report:
         """:meth:`to_dict` as text."""
         return json.dumps(self.to_dict(), indent=2)
 
-    def picture(self, path: Path | str) -> None:
+    def draw(self, path: Path | str) -> None:
         """Draw where in the run operations vary, as PNG, SVG or PDF by the name.
 
         Raises:
             AuditError: matplotlib is not installed.
         """
-        from ir_core.auditing import picture
-
-        picture.draw(self, Path(path))
+        lines = [(f"{f.op}\n{f.varied} of {f.calls}", str(f.place), f.steps) for f in self.findings]
+        picture.draw(self.headline(), self.operations, lines, Path(path))
 
 
 def _sentences(found: Finding) -> list[str]:

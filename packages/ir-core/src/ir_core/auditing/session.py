@@ -5,14 +5,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack
-from typing import Any, Final, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
-from ir_core.auditing import conclusions
+from ir_core.auditing import compiled, conclusions
 from ir_core.auditing.alignment import Detour, align
 from ir_core.auditing.calls import Step
 from ir_core.auditing.detours import Replay, replays
@@ -21,14 +19,9 @@ from ir_core.auditing.inputs import Inputs
 from ir_core.auditing.part import Part
 from ir_core.auditing.reference import Reference
 from ir_core.auditing.report import Report
+from ir_core.auditing.running import SEED, Progress, isolated, quiet, result_tensors
 from ir_core.auditing.trace import Trace
 from ir_core.errors import AuditError
-
-Progress = Callable[[float, str], None]
-"""Called with the share that is done and the module that runs."""
-
-SEED: Final = 20
-"""Every run starts with this seed, so that random numbers alone make no two runs of the same rows differ."""
 
 
 def audit(
@@ -62,9 +55,7 @@ def audit(
     """
     given = Inputs(inputs, batch_dim)
     if mode == "compiled":
-        from ir_core.auditing import compiled
-
-        return compiled.audit_compiled(model, given, progress or _quiet)
+        return compiled.audit_compiled(model, given, progress or quiet)
     if mode != "batch":
         raise AuditError(f"There is no mode {mode!r}.", fix="The modes are 'batch' and 'compiled'.")
     sizes = tuple(sorted({int(n) for n in rows if 0 < n < given.batch}))
@@ -74,7 +65,7 @@ def audit(
             fix="Give inputs of more rows than the parts have: 16 or 32 show most.",
         )
     with isolated(given.tensors):
-        return _audit(model, given, sizes, progress or _quiet)
+        return _audit(model, given, sizes, progress or quiet)
 
 
 def _audit(model: Callable[..., Any], given: Inputs, sizes: tuple[int, ...], progress: Progress) -> Report:
@@ -139,26 +130,6 @@ def _detours_at(model: Callable[..., Any], given: Inputs, whole: Trace, rows: in
     return align(whole.steps, short.steps)[1]
 
 
-def isolated(tensors: Sequence[Tensor]) -> AbstractContextManager[Any]:
-    """No gradients, and the stream of random numbers is afterwards where it was."""
-    stack = ExitStack()
-    stack.enter_context(torch.no_grad())
-    devices = {t.device.index for t in tensors if t.device.type == "cuda"}
-    stack.enter_context(torch.random.fork_rng(devices=[i for i in devices if i is not None]))
-    return stack
-
-
-def result_tensors(result: Any) -> list[Tensor]:
-    """The tensors in what a model returned; of an object that torch cannot take apart, those in its attributes."""
-    found = []
-    for leaf in pytree.tree_leaves(result):
-        if isinstance(leaf, Tensor):
-            found.append(leaf)
-        elif hasattr(leaf, "__dict__") and not isinstance(leaf, type | torch.nn.Module):
-            found += [value for value in vars(leaf).values() if isinstance(value, Tensor)]
-    return found
-
-
 def _outputs(
     reference: Reference, whole: list[Tensor], shorter: Mapping[int, list[Tensor]]
 ) -> dict[int, Difference]:
@@ -180,10 +151,6 @@ def _differ(one: list[Tensor], other: list[Tensor]) -> bool:
         a.shape != b.shape or a.dtype != b.dtype or difference(a, b).elements > 0
         for a, b in zip(one, other, strict=False)
     )
-
-
-def _quiet(share: float, doing: str) -> None:
-    """No progress."""
 
 
 class _Shares:

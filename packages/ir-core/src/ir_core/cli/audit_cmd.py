@@ -80,7 +80,7 @@ def audit(
         report = _run(model, inputs, sizes, batch_dim, compiled, compare, follow)
     if picture is not None:
         with output.writing(picture):
-            report.picture(picture)
+            report.draw(picture)
         output.note(f"Wrote {picture}.")
     _show(report, json)
     if report.varies:
