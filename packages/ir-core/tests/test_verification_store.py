@@ -4,9 +4,13 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import json
 import logging
 import multiprocessing
+import os
+import signal
+import threading
 from pathlib import Path
 
 import pytest
@@ -169,8 +173,6 @@ def test_no_certificates_no_noise(
 
 def _write(arguments: tuple[str, int]) -> None:
     folder, number = arguments
-    import os
-
     os.environ["IR_CACHE_DIR"] = folder
     for _ in range(20):
         store.save(made("native", "refuted", seed=number), "same")
@@ -183,6 +185,110 @@ def test_several_processes_write_one_file(cache: Path) -> None:
     files = list((cache / "certificates" / "rms_norm").iterdir())
     assert [file.name for file in files] == ["native-same.json"]
     assert store.load(files[0]).seed in (1, 2)
+
+
+def test_what_killed_writers_left_is_removed(cache: Path) -> None:
+    path = keep(made("native", "refuted"))
+    old = path.with_name(".native-other.json.abc.tmp")
+    young = path.with_name(".native-another.json.abc.tmp")
+    for file in (old, young):
+        file.write_text("{")
+    os.utime(old, (1e9, 1e9))
+    keep(made("native", "refuted"))
+    assert not old.exists(), "a killed writer's file stays for good"
+    assert young.exists(), "another process may be writing it"
+    bundle = cache / "bundle.json"
+    left, others = cache / ".bundle.json.x.tmp", cache / ".other.json.x.tmp"
+    for file in (left, others):
+        file.write_text("{")
+        os.utime(file, (1e9, 1e9))
+    store.export(bundle, [])
+    assert not left.exists()
+    assert others.exists(), "a file of somebody else in a folder that is not ours"
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_fork_while_certificates_are_read_does_not_hang(monkeypatch: pytest.MonkeyPatch) -> None:
+    keep(made("native", "refuted"))
+    reading, go_on = threading.Event(), threading.Event()
+    honest = store.load_all
+
+    def slow() -> list[Certificate]:
+        reading.set()
+        go_on.wait(60)
+        return list(honest())
+
+    monkeypatch.setattr(store, "load_all", slow)
+    native = ops.rms_norm.impls["native"]
+    reader = threading.Thread(target=evidence.evidence_for, args=(native, TARGET))
+    reader.start()
+    assert reading.wait(60)
+    child = os.fork()
+    if child == 0:
+        signal.alarm(20)
+        go_on.set()
+        found = evidence.evidence_for(native, TARGET)
+        os._exit(0 if found is not None and found.verdict == "refuted" else 1)
+    _, status = os.waitpid(child, 0)
+    go_on.set()
+    reader.join(60)
+    assert status == 0, "the child hung or found nothing"
+
+
+def test_what_is_not_covered_is_in_the_certificate_and_in_the_report(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    from ir_core.cli.verify_cmd import show
+    from ir_core.verification import Report
+
+    certificate = made(not_covered=("kern: reads a file (open) (line 3)",))
+    assert certificate.to_dict()["not_covered"] == ["kern: reads a file (open) (line 3)"]
+    assert Certificate.from_dict(json.loads(json.dumps(certificate.to_dict()))) == certificate
+    show(Report([certificate]))
+    said = capsys.readouterr()
+    assert "reads a file (open)" in " ".join((said.out + said.err).split())
+
+
+def test_a_certificate_of_an_older_format_does_not_count(
+    cache: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = keep(made("native", "refuted"))
+    data = json.loads(path.read_text())
+    path.write_text(json.dumps({**data, "format": 1}))
+    evidence.refresh()
+    assert evidence.evidence_for(ops.rms_norm.impls["native"], TARGET) is None
+    assert "has format 1, this ir-core reads" in caplog.text
+
+
+HELPED = """
+import torch, helper_of_evidence
+def kernel(
+    x: torch.Tensor, weight: torch.Tensor | None, epsilon: float, variance_size: int | None = None
+) -> torch.Tensor:
+    return helper_of_evidence.norm(x)
+"""
+
+
+def test_a_certificate_goes_with_the_helper_it_was_made_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    helper = tmp_path / "helper_of_evidence.py"
+    helper.write_text("def norm(x): return x\n")
+    (tmp_path / "kernel_of_evidence.py").write_text(HELPED)
+    monkeypatch.syspath_prepend(tmp_path)
+    kernel = importlib.import_module("kernel_of_evidence").kernel
+    impl = ops.rms_norm.register_impl("t_helped", batch_invariant=True)(kernel)
+    strict = Policy(batch_invariant=True, strict=True, ops=(("rms_norm", OpPolicy(prefer=("t_helped",))),))
+    try:
+        keep(made("t_helped"))
+        assert chosen(strict).provider == "t_helped"
+        helper.write_text("def norm(x): return x * x.shape[0]\n")
+        ir_core.refresh()
+        assert evidence.evidence_for(impl, TARGET) is None
+        with pytest.raises(StrictError, match="not certified"):
+            chosen(strict)
+    finally:
+        ops.rms_norm.unregister_impl("t_helped")
 
 
 def test_export_and_import(tmp_path: Path) -> None:

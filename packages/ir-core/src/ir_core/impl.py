@@ -129,6 +129,7 @@ class IrOpImpl:
         self._flag = bool(supported)
         self._modules = tuple(modules)
         self._digest: str | None = None
+        self._digest_of = -1
 
     def load(self) -> None:
         """Make sure that its code is there; implementations from packs import it here."""
@@ -204,13 +205,12 @@ class IrOpImpl:
     def uuid(self) -> str:
         """Digest of everything that decides its bits: sources, package versions, flags.
 
-        Covers the modules of the function, of its other forms and of its predicate, with all they import from their
-        own package, the modules that a pack names, and the versions of its distribution, torch and Triton. Read once a
-        process.
+        Covers what the function, its other forms, its predicate and the modules that a pack names reach
+        (``ir_core.sources``), and the versions of its distribution, torch and Triton. Read once, until
+        :func:`ir_core.refresh`.
         """
-        if self._digest is None:
-            given = (self.impl_fn, self.functional_fn, self.pair_fn, self._predicate)
-            functions = [function for function in given if function is not None]
+        if self._digest is None or self._digest_of != sources.generation():
+            self._digest_of = sources.generation()
             parts = (
                 self.op.name,
                 self.op.schema,
@@ -220,10 +220,18 @@ class IrOpImpl:
                 torch.__version__,
                 _triton_version(),
                 str((self.inplace, self.batch_invariant, self.opaque, self.offers_pair)),
-                sources.digest(functions, self._modules),
+                sources.digest(self._functions(), self._modules),
             )
             self._digest = hashlib.sha256("\0".join(parts).encode()).hexdigest()
         return self._digest
+
+    def not_covered(self) -> tuple[str, ...]:
+        """What :meth:`uuid` cannot see: data files, the environment, code made from text; one clause each."""
+        return sources.not_covered(self._functions(), self._modules)
+
+    def _functions(self) -> list[Callable[..., Any]]:
+        given = (self.impl_fn, self.functional_fn, self.pair_fn, self._predicate)
+        return [function for function in given if function is not None]
 
     def __repr__(self) -> str:
         return f"IrOpImpl({self.label})"

@@ -167,6 +167,9 @@ def show(found: Report) -> None:
             console.print(
                 f"\n{certificate.label}: {len(left)} steps were not reached; give it more --budget."
             )
+        if certificate.not_covered:
+            said = "; ".join(certificate.not_covered)
+            output.note(f"{certificate.label}: changes of these go unnoticed: {said}.")
     for certificate in found.certificates:
         if certificate.verdict == "refuted" and not certificate.declared:
             output.note(

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The part of a compile cache's key that ir-core answers for.
 
-It covers whatever can change a lowering: the policy, the targets, and for each implementation that may be selected
-its sources, versions, flags and evidence.
+It covers whatever can change a lowering: the policy, the targets, the fake function and the backward of each op, and
+for each implementation that may be selected its sources, versions, flags and evidence.
 """
 
 from __future__ import annotations
@@ -32,7 +32,13 @@ def cache_key(policy: Policy) -> str:
 
 
 def _op_key(op: IrOp, policy: Policy) -> list[Any]:
-    found: list[Any] = [op.schema, op._impls[selection.NATIVE].uuid()]
+    around = [fn for fn in (op._fake_fn, op._backward_fn) if fn is not None]  # traced into the graph as well
+    found: list[Any] = [
+        op.schema,
+        op._impls[selection.NATIVE].uuid(),
+        sources.digest(around),
+        op._backward_fn is not None,
+    ]
     invariant = policy.invariant(op.name)
     for provider, named in selection.ladder(op, policy):
         impl = op.impls[provider]

@@ -11,7 +11,8 @@ from typing import Any, Final, Literal, TypeAlias, get_args
 
 from ir_core.errors import CertificateError
 
-FORMAT: Final = 1
+FORMAT: Final = 2
+"""2: ``uuid`` covers what the sources reach outside their package, and ``not_covered`` says what it does not."""
 Verdict: TypeAlias = Literal["certified", "refuted", "inconclusive"]
 
 
@@ -50,15 +51,17 @@ class Certificate:
 
     Args:
         op, provider, distribution, version: what was verified.
-        uuid: digest of every source behind it, with the versions of its distribution, torch and Triton.
+        uuid: digest of everything that its code reaches (``ir_core.sources``), with the versions of its distribution,
+            torch and Triton.
         device: the identity of the device (``identity.py``).
         declared: whether its author declares it batch-invariant.
         verdict: ``certified``: every required case ran and nothing refutes it; ``refuted``: a counterexample
             exists; ``inconclusive``: neither.
         findings: the counterexamples; the first names the cause best.
         cases: cases run, by probe.
-        skipped: what was not covered, with the reason.
+        skipped: what was not tried, with the reason.
         settings: the static arguments that were covered.
+        not_covered: what ``uuid`` cannot see: a change of it leaves the certificate counting.
         seconds, created, seed: how long it took, when (UTC), the seed of the inputs.
     """
 
@@ -78,6 +81,7 @@ class Certificate:
     created: str = ""
     seed: int = 0
     software: dict[str, str] = field(default_factory=dict)
+    not_covered: tuple[str, ...] = ()
 
     @property
     def label(self) -> str:
@@ -107,6 +111,7 @@ class Certificate:
         data = dataclasses.asdict(self)
         data["findings"] = [dataclasses.asdict(finding) for finding in self.findings]
         data["skipped"], data["settings"] = list(self.skipped), list(self.settings)
+        data["not_covered"] = list(self.not_covered)
         data["format"] = FORMAT
         data["sha256"] = _digest(data)
         return data
@@ -131,6 +136,7 @@ class Certificate:
         try:
             values["findings"] = tuple(Finding(**finding) for finding in values["findings"])
             values["skipped"], values["settings"] = tuple(values["skipped"]), tuple(values["settings"])
+            values["not_covered"] = tuple(values["not_covered"])
             made = cls(**values)
         except (TypeError, KeyError) as error:
             raise CertificateError(f"A certificate is malformed: {error}.") from error

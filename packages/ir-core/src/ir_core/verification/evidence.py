@@ -8,8 +8,10 @@ counts for exactly the sources, software and device that it was made with.
 from __future__ import annotations
 
 import logging
-import threading
 from typing import TYPE_CHECKING
+
+from ir_core import sources
+from ir_core.locks import fork_safe_rlock
 
 if TYPE_CHECKING:
     from ir_core.impl import IrOpImpl
@@ -18,7 +20,7 @@ if TYPE_CHECKING:
     from ir_core.verification.certificate import Certificate
 
 logger = logging.getLogger("ir_core")
-_lock = threading.Lock()
+_lock = fork_safe_rlock()  # a child may be forked while another thread reads the certificates
 _known: dict[tuple[str, str], list[Certificate]] | None = None
 
 
@@ -71,7 +73,8 @@ def evidence_for(impl: IrOpImpl, target: Target) -> Evidence | None:
 
 
 def refresh() -> None:
-    """Forget what was read."""
+    """Forget what was read, of sources too: a certificate is compared with the files as they are now."""
     global _known
+    sources.refresh()
     with _lock:
         _known = None

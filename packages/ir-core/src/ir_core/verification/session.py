@@ -164,6 +164,8 @@ def verify(
     wanted = implementations() if impls is None else list(impls)
     reasons = {impl: why_not(impl, target) for impl in wanted}
     runnable = [impl for impl in wanted if not reasons[impl]]
+    for impl in runnable:
+        impl.uuid()  # before anything runs: a certificate is for the data that a fresh process has
     probers = [Prober(impl, target, seed, setup, stop) for impl in runnable]
     child = history.Child(runnable, target.device, setup, seed) if fresh_process and runnable else None
     try:
@@ -288,6 +290,7 @@ def certificate(prober: Prober) -> Certificate:
         created=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         seed=prober.subject.seed,
         software=identity.software(),
+        not_covered=impl.not_covered(),
     )
 
 

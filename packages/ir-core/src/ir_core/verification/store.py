@@ -7,10 +7,12 @@ new one and never half of either; the last writer wins.
 
 from __future__ import annotations
 
+import glob
 import json
 import logging
 import os
 import tempfile
+import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Final
@@ -21,6 +23,8 @@ from ir_core.verification.certificate import FORMAT, Certificate
 
 logger = logging.getLogger("ir_core")
 BUNDLE: Final = "ir_core certificates"
+STALE: Final = 3600.0
+"""Seconds after which a half-written file is a killed writer's: writing one takes milliseconds."""
 
 
 def folder() -> Path:
@@ -45,6 +49,7 @@ def save(certificate: Certificate, key: str) -> Path:
     path = path_of(certificate.op, certificate.provider, key)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        _sweep(path.parent, ".*.json.*.tmp")
         write_atomically(path, json.dumps(certificate.to_dict(), indent=1) + "\n")
     except OSError as error:
         raise CertificateError(
@@ -55,7 +60,8 @@ def save(certificate: Certificate, key: str) -> Path:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Replace a file by one with this text, all or nothing."""
+    """Replace a file by one with this text, all or nothing; what killed writers left of it before is removed."""
+    _sweep(path.parent, f".{glob.escape(path.name)}.*.tmp")
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
@@ -66,6 +72,16 @@ def write_atomically(path: Path, text: str) -> None:
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def _sweep(folder: Path, pattern: str) -> None:
+    """Remove files of writers that were killed; a younger one may still be written."""
+    for left in folder.glob(pattern):
+        try:
+            if time.time() - left.stat().st_mtime > STALE:
+                left.unlink(missing_ok=True)
+        except OSError:  # another process was faster, or the file is not ours: nothing is lost by leaving it
+            continue
 
 
 def load(path: Path) -> Certificate:
