@@ -92,15 +92,13 @@ class Experiment:
             return whole, None
         if k in self.chosen:
             candidates = [self.chosen[k]]
-        fitting = []
-        for rows in candidates:
-            mine = rows.take(whole, part.start, part.stop)
-            if mine.shape == out.shape:
-                fitting.append((mine, rows))
+        elif any(rows is not None and rows.ids == candidates[0].ids for rows in self.inputs):
+            candidates = candidates[:1]  # it is as in an input
+        takes = [(rows.take(whole, part.start, part.stop), rows) for rows in candidates]
+        fitting = [(mine, rows) for mine, rows in takes if mine.shape == out.shape]
         if not fitting:
             raise CannotTellError(f"where the rows are in a result of shape {tuple(whole.shape)}")
-        known = [rows for rows in self.inputs if rows is not None]
-        if len(fitting) == 1 or any(fitting[0][1].ids == rows.ids for rows in known):
+        if len(fitting) == 1:
             return fitting[0]
         for mine, rows in fitting:
             if same_bits(mine, out):
