@@ -42,9 +42,7 @@ class Shape:
 
 
 CPU = Shape("small", hidden=512, heads=8, groups=4, head=64, inner=1536, layers=4, rows=32, tokens=64)
-GPU = Shape(
-    "Qwen3-8B", hidden=4096, heads=32, groups=8, head=128, inner=12288, layers=4, rows=64, tokens=64
-)
+GPU = Shape("Qwen3-8B", hidden=4096, heads=32, groups=8, head=128, inner=12288, layers=4, rows=64, tokens=64)
 
 
 class Layer(nn.Module):
@@ -87,7 +85,9 @@ def seconds(call: Callable[[], Any], device: str) -> tuple[float, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--tokens", type=int, default=0, help="tokens a row, instead of the shape's")
     parser.add_argument("--threads", type=int, default=0, help="threads of torch on a CPU")
     parser.add_argument("--layers", type=int, default=0, help="layers, instead of the shape's")

@@ -71,7 +71,12 @@ class Experiment:
         Raises:
             CannotTellError: the call for the part is not known, or where the rows are in the result.
         """
-        outs = _effects(cut(self.call, self.inputs, part, step, self.batch, step))
+        call = cut(self.call, self.inputs, part, step, self.batch, step)
+        try:
+            outs = _effects(call)
+        except (RuntimeError, IndexError, ValueError, TypeError) as error:
+            reason = str(error).partition("\n")[0]
+            raise CannotTellError(f"it refuses the part: {type(error).__name__}, {reason}") from error
         if len(outs) != len(self.outputs):
             raise CannotTellError("it returns another number of tensors for the part")
         total = NONE

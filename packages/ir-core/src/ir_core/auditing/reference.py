@@ -21,7 +21,7 @@ from ir_core.auditing.diagnosis import Diagnosis, Experiment
 from ir_core.auditing.differences import Difference
 from ir_core.auditing.part import CannotTellError, Part
 from ir_core.auditing.place import Place
-from ir_core.auditing.placement import Rows, factors
+from ir_core.auditing.placement import Ids, Rows, factors
 from ir_core.auditing.storages import Storages
 from ir_core.auditing.watch import Watch
 
@@ -33,6 +33,10 @@ _EMPTY: Final = (
     "aten.new_empty_strided",
 )
 """What is in their results is left over from before."""
+
+
+_MOVES: Final = ("aten.index", "aten.index_select", "aten.gather", "aten.take")
+"""They compute nothing, so where their indices count rows there is nothing to judge."""
 
 
 @dataclass(frozen=True)
@@ -114,7 +118,9 @@ class Reference(Watch):
         result = call.run()
         outputs = call.effects(result)
         fresh = [not _plain(out) or out.untyped_storage()._cdata not in owners for out in outputs]
-        placed = [self._follow(out, k, steps, inputs, fresh[k]) for k, out in enumerate(outputs)]
+        picked = self._picked(call, inputs)
+        placed = [self._follow(out, k, steps, inputs, fresh[k], picked) for k, out in enumerate(outputs)]
+        self._mark(call, outputs, placed, inputs)
         # A view computes nothing.
         computes = bool(before) or any(fresh)
         if computes and not drifts and call.name not in _EMPTY and any(_plain(leaf) for leaf in call.leaves):
@@ -151,7 +157,13 @@ class Reference(Watch):
         return self.storages.rows(leaf) if _plain(leaf) else None
 
     def _follow(
-        self, out: Tensor, k: int, steps: Mapping[int, Step], inputs: list[Rows | None], fresh: bool
+        self,
+        out: Tensor,
+        k: int,
+        steps: Mapping[int, Step],
+        inputs: list[Rows | None],
+        fresh: bool,
+        picked: Rows | None,
     ) -> list[Rows]:
         """Where the rows are in a result: the likeliest first, nothing if it does not grow with the batch."""
         if not _plain(out):
@@ -160,9 +172,25 @@ class Reference(Watch):
         told = self._rows(out)
         if told is not None and all(_fits(told, meta, rows) for rows, meta in metas.items()):
             return [told]
-        candidates = self._grown(out, metas.values(), inputs)
+        candidates = [picked] if picked else self._grown(out, metas.values(), inputs)
         self.storages.meet(out, candidates[0] if candidates else None, made=fresh)
         return candidates
+
+    def _picked(self, call: Call, inputs: list[Rows | None]) -> Rows | None:
+        """Where the rows are after positions along them were picked, as a router picks the tokens of an expert."""
+        if call.name not in ("aten.index", "aten.index_select") or inputs[0] is None:
+            return None
+        rows = inputs[0]
+        if call.name == "aten.index_select":
+            at, index = call.leaves[1] % call.leaves[0].dim(), call.leaves[2]
+        else:
+            given = [(i, index) for i, index in enumerate(call.args[1]) if index is not None]
+            if len(given) != 1:
+                return None
+            at, index = given[0]
+        if at != rows.dim or index.dim() != 1 or not _whole(index):
+            return None
+        return Rows(at, Ids(rows.ids[i] for i in index.tolist()))
 
     def _grown(self, out: Tensor, metas: Iterable[Meta], inputs: list[Rows | None]) -> list[Rows]:
         dims = {
@@ -183,6 +211,22 @@ class Reference(Watch):
         found = dict.fromkeys([rows.ids for rows in same] + list(factors(size, self.batch)))
         return [Rows(dim, ids) for ids in found]
 
+    def _mark(
+        self, call: Call, outputs: list[Tensor], placed: list[list[Rows]], inputs: list[Rows | None]
+    ) -> None:
+        """Remember which results speak of the batch as a whole: sums over it, and numbers that count its rows."""
+        of_batch = any(_plain(leaf) and self.storages.of_batch(leaf) for leaf in call.leaves)
+        counting = any(self._counts(leaf) for leaf in call.leaves)
+        positions = call.name == "aten.arange"
+        for out, rows in zip(outputs, placed, strict=True):
+            over = not rows and (of_batch or any(inputs))
+            if _plain(out) and (over or (_whole(out) and rows and (counting or positions))):
+                self.storages.mark(out)
+
+    def _counts(self, leaf: Any) -> bool:
+        """Whether these are whole numbers that count rows of the batch: for fewer rows they would be others."""
+        return _plain(leaf) and _whole(leaf) and self.storages.of_batch(leaf)
+
     # Is it the same for a part?
 
     def _judge(self, experiment: Experiment, placed: list[list[Rows]], at: int) -> None:
@@ -191,6 +235,15 @@ class Reference(Watch):
             self.random.append((call.name, call.place))
             return
         if not any(experiment.inputs) and not any(placed):
+            if any(_grows(call, step) for step in experiment.steps.values()):
+                self.untold.append((call.name, call.place, "where the rows are in its arguments"))
+            return
+        counting = [self._counts(leaf) for leaf in call.leaves]
+        others = any(rows and not counts for rows, counts in zip(experiment.inputs, counting, strict=True))
+        if any(counting) and others and not _pointwise(call):
+            if call.name not in _MOVES:
+                reason = "whole numbers among its arguments count rows of the whole batch"
+                self.untold.append((call.name, call.place, reason))
             return
         found: dict[Part, Difference] = {}
         reason = ""
@@ -216,6 +269,9 @@ class Reference(Watch):
                 smallest = min(found, key=lambda part: (part.rows, part.start))
                 self._diagnoses[key] = experiment.diagnose(smallest, placed)
             diagnosis = self._diagnoses[key]
+            for out in experiment.outputs:
+                if diagnosis.verdict == "mixes" and _whole(out):
+                    self.storages.mark(out)
             self.events.append(Event(call.name, str(call.func), call.place, at, found, shapes, diagnosis))
 
 
@@ -226,6 +282,23 @@ def _drifts(call: Call, before: Step) -> bool:
         for leaf, told in zip(call.leaves, before.leaves, strict=False)
         if not isinstance(leaf, Tensor) and not isinstance(told, Meta)
     )
+
+
+def _grows(call: Call, step: Step) -> bool:
+    """Whether an argument has another shape in a run of fewer rows."""
+    return any(
+        isinstance(leaf, Tensor) and isinstance(meta, Meta) and tuple(leaf.shape) != meta.shape
+        for leaf, meta in zip(call.leaves, step.leaves, strict=False)
+    )
+
+
+def _pointwise(call: Call) -> bool:
+    return torch.Tag.pointwise in getattr(call.func, "tags", ())
+
+
+def _whole(tensor: Tensor) -> bool:
+    """Whether it holds whole numbers, which may count or point at rows."""
+    return not (tensor.dtype.is_floating_point or tensor.dtype.is_complex or tensor.dtype == torch.bool)
 
 
 def _plain(leaf: Any) -> bool:

@@ -17,6 +17,8 @@ class _Known:
     alive: StorageWeakRef
     ruler: Ruler | None
     made: bool
+    # Whether its values speak of the batch as a whole: a maximum, a count, positions of rows.
+    of_batch: bool = False
     # Views that no ruler can describe: one value expanded over the batch.
     views: dict[tuple[Any, ...], Rows] = field(default_factory=dict)
 
@@ -51,6 +53,17 @@ class Storages:
         if len(self._known) > self._purge_at:
             self._known = {key: one for key, one in self._known.items() if not one.alive.expired()}
             self._purge_at = 4096 + 2 * len(self._known)
+
+    def mark(self, tensor: Tensor) -> None:
+        """Remember that these values speak of the batch as a whole."""
+        known = self._find(tensor)
+        if known is not None:
+            known.of_batch = True
+
+    def of_batch(self, tensor: Tensor) -> bool:
+        """Whether these values speak of the batch as a whole."""
+        known = self._find(tensor)
+        return known is not None and known.of_batch
 
     def rows(self, tensor: Tensor) -> Rows | None:
         """Where the rows are in ``tensor``; ``None`` if it has none, or only one row's values."""
