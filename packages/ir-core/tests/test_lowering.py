@@ -12,7 +12,7 @@ import ir_core
 from ir_core import lowering, ops, policy
 from ir_core.errors import LoweringError, SelectionError
 from ir_core.lowering.clone_elimination import eliminate_clones
-from ir_core.lowering.lowering_pass import Lowering
+from ir_core.lowering.lowering_pass import DONATION, Lowering
 
 EPS = 1e-6
 
@@ -546,3 +546,39 @@ def test_lowering_without_dynamo_context_uses_the_policy_in_force():
     with ir_core.scope(batch_invariant=True):
         assert lowering.Passes().policy().batch_invariant
     assert Lowering(ir_core.Policy()).run(fx.Graph()).nodes == []
+
+
+@pytest.mark.parametrize(
+    ("written", "removed"),
+    [("before the copy", 1), ("after the copy", 0), ("after the copy, through a view", 0), ("never", 1)],
+)
+def test_an_original_that_is_written_after_the_copy_keeps_the_copy(written: str, removed: int):
+    """The copy holds the old value: gone, the call that works in it would see the new one."""
+    aten = torch.ops.aten
+    graph = fx.Graph()
+
+    def node(target, *args, shares=None):
+        made = graph.call_function(target, args)
+        made.meta["val"] = torch.empty(4, 8, device="meta") if shares is None else shares.meta["val"]
+        return made
+
+    x = graph.placeholder("x")
+    x.meta["val"] = torch.empty(4, 8, device="meta")
+    original = node(aten.mul.Tensor, x, 2)
+    view = node(aten.alias.default, original, shares=original)
+    if written == "before the copy":
+        node(aten.add_.Tensor, original, 5, shares=original)
+    copy = node(aten.clone.default, original)
+    copy.meta[DONATION] = True
+    if written == "after the copy":
+        node(aten.add_.Tensor, original, 5, shares=original)
+    elif written == "after the copy, through a view":
+        node(aten.add_.Tensor, view, 5, shares=original)
+    node(aten.neg_.default, copy, shares=copy)  # what works in place
+    graph.output(node(aten.add.Tensor, copy, 1))
+    module = fx.GraphModule(torch.nn.Module(), graph)
+    given = torch.arange(32.0).reshape(4, 8)
+    expected = module(given.clone())
+    assert eliminate_clones(graph) == (removed, 1 - removed)
+    module.recompile()
+    assert torch.equal(module(given.clone()), expected)
