@@ -73,7 +73,13 @@ def pytest_configure(config: pytest.Config) -> None:
 def absent(kind: str) -> str:
     """Why tests of this kind cannot run here, or nothing."""
     match kind:
-        case "interpreter" if os.environ.get("TRITON_INTERPRET") != "1":
+        case "interpreter" if os.environ.get("TRITON_INTERPRET", "").lower() not in (
+            "1",
+            "true",
+            "yes",
+            "on",
+            "y",
+        ):
             return "needs TRITON_INTERPRET=1, from the start of the process"
         case "vllm" if importlib.util.find_spec("vllm") is None:
             return "vLLM is not installed"

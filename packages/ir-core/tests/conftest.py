@@ -53,7 +53,7 @@ def alone() -> Iterator[None]:
 
 
 @pytest.fixture
-def environment(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+def environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
     """``environment(IR_STRICT="1")``: set variables and let the policy read them."""
 
     def change(**variables: str) -> None:
@@ -61,7 +61,9 @@ def environment(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
             monkeypatch.setenv(name, value)
         policy.reset_default()
 
-    return change
+    yield change
+    monkeypatch.undo()
+    policy.reset_default()
 
 
 class Site:

@@ -265,6 +265,7 @@ def test_a_lock_file_that_is_none(
     assert data(capsys, "explain", "rms_norm")["lock"] is None
 
 
+@pytest.mark.filterwarnings("ignore:IR_PACKS names")  # said there too
 def test_doctor_names_what_ir_packs_misspells(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -119,6 +119,7 @@ def test_the_order_is_that_of_the_names(site):
     ("allowed", "expected"),
     [("", []), ("t-a", ["t-a"]), ("T_A, t.b", ["t-a", "t-b"]), ("nobody", []), (" t-b ,,", ["t-b"])],
 )
+@pytest.mark.filterwarnings("ignore:IR_PACKS names nobody")
 def test_the_allow_list(site, monkeypatch: pytest.MonkeyPatch, allowed: str, expected: list[str]):
     good(site, "t-a", "t_a")
     good(site, "t-b", "t_b")

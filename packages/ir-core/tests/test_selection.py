@@ -271,10 +271,11 @@ def test_strict_and_batch_invariant_takes_certified_ones_only(op):
 
 
 def test_disabled_is_native_whatever_else_is_set(op):
-    asked = policy_of(disabled=True, batch_invariant=True, strict=True, only=("gone",))
+    asked = policy_of(disabled=True, batch_invariant=True, only=("gone",))
     outcome = select(op, asked, SM75, ARGS)
     assert outcome.provider == "native"
-    assert not outcome.batch_invariant
+    assert not outcome.batch_invariant and "IR_DISABLE" in outcome.unmet
+    assert select(op, policy_of(disabled=True, strict=True, only=("gone",)), SM75, ARGS).provider == "native"
     assert select(op, policy_of(disabled=True, deny={"native"}), CPU, ARGS).provider == "native"
 
 

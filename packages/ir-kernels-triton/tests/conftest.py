@@ -4,12 +4,12 @@
 Triton decides which when a kernel is decorated, so one process has one of the two: ``TRITON_INTERPRET=1`` or not.
 """
 
-import os
-
 import pytest
 import torch
 
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+from ir_core import env
+
+INTERPRETED = env.interpreted()
 
 
 @pytest.fixture(

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from ir_core.auditing import audit
     from ir_core.discovery import failures, get_op, packs, refresh
     from ir_core.dispatch import enable_torch_wrap, set_default_torch_wrap
+    from ir_core.enabling import bind_policy, enable
     from ir_core.impl import IrOpImpl
     from ir_core.op import IrOp
     from ir_core.pack import PACK_API, ImplSpec, KernelPack
@@ -44,6 +45,7 @@ _HOMES = {
     "auditing": ("audit",),
     "discovery": ("failures", "get_op", "packs", "refresh"),
     "dispatch": ("enable_torch_wrap", "set_default_torch_wrap"),
+    "enabling": ("bind_policy", "enable"),
     "impl": ("IrOpImpl",),
     "op": ("IrOp",),
     "pack": ("PACK_API", "ImplSpec", "KernelPack"),
@@ -108,9 +110,11 @@ __all__ = [
     "Target",
     "__version__",
     "audit",
+    "bind_policy",
     "change_default",
     "compile",
     "current",
+    "enable",
     "enable_torch_wrap",
     "errors",
     "failures",

@@ -9,12 +9,13 @@ Whatever goes wrong is kept as a :class:`~ir_core.failure.Failure` of that one p
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from ir_core import env
-from ir_core.errors import PackError, UnknownOpError, UnknownProviderError
+from ir_core.errors import IrWarning, PackError, UnknownOpError, UnknownProviderError
 from ir_core.failure import Failure, capture, distribution_of, report
 from ir_core.locks import fork_safe_rlock
 from ir_core.pack import ImplSpec, KernelPack
@@ -97,9 +98,11 @@ def _discover() -> tuple[Pack, ...]:
             )
         listed = env.names(env.IR_PACKS)
         allowed = None if listed is None else {normalize(name) for name in listed}
+        points = sorted(entry_points(group=GROUP), key=_by_distribution)
+        _warn_absent(listed or (), {distribution_of(point)[0] for point in points})
         found: list[Pack] = []
         skipped: list[str] = []
-        for point in sorted(entry_points(group=GROUP), key=_by_distribution):
+        for point in points:
             name = distribution_of(point)[0]
             if allowed is not None and normalize(name) not in allowed:
                 skipped.append(name)
@@ -118,6 +121,21 @@ def _discover() -> tuple[Pack, ...]:
         _skipped = tuple(skipped)
         _packs = tuple(found)
         return _packs
+
+
+def _warn_absent(listed: Iterable[str], there: set[str]) -> None:
+    """Warn of names in IR_PACKS that no distribution with a pack has: a pack that was asked for does not run."""
+    known = {normalize(name) for name in there}
+    for name in sorted(listed):
+        if normalize(name) in known:
+            continue
+        meant = env.nearest(f"_{normalize(name)}", {f"_{other}" for other in known})
+        hint = f"Did you mean {meant.removeprefix('_')}?" if meant else "Install it, or take it out."
+        warnings.warn(
+            f"{env.IR_PACKS} names {name}, and no installed distribution of that name has a pack. {hint}",
+            IrWarning,
+            stacklevel=2,
+        )
 
 
 def detach(name: str) -> None:

@@ -7,10 +7,14 @@ A variable is read when the process-wide default policy or the target is first n
 
 from __future__ import annotations
 
+import difflib
 import os
+import warnings
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Final
 
-from ir_core.errors import EnvError
+from ir_core.errors import EnvError, IrWarning
 
 VLLM_BATCH_INVARIANT: Final = "VLLM_BATCH_INVARIANT"
 """``1``: only batch-invariant implementations are selected (the switch that vLLM users already set)."""
@@ -23,7 +27,8 @@ IR_TARGET: Final = "IR_TARGET"
 IR_STRICT: Final = "IR_STRICT"
 """``1``: any fallback raises, and in batch-invariant mode only certified implementations are selected."""
 IR_DISABLE: Final = "IR_DISABLE"
-"""``1``: ``native`` everywhere, whatever else is set."""
+"""``1``: ``native`` everywhere, whatever else is set. Beside ``VLLM_BATCH_INVARIANT=1`` it is a contradiction: a
+warning, and an error with ``IR_STRICT=1``."""
 IR_LOCK: Final = "IR_LOCK"
 """Path of a lock file made by ``ir-core freeze``; any difference from it is an error."""
 IR_CACHE_DIR: Final = "IR_CACHE_DIR"
@@ -42,6 +47,8 @@ ALL: Final = (
     IR_CACHE_DIR,
     IR_BATCH_INVARIANT_MIN_SM,
 )
+
+_TRITON_TRUE: Final = frozenset({"1", "true", "yes", "on", "y"})
 
 _TRUE = frozenset({"1", "true", "yes", "on"})
 _FALSE = frozenset({"", "0", "false", "no", "off"})
@@ -80,3 +87,50 @@ def names(name: str) -> frozenset[str] | None:
 def snapshot() -> dict[str, str]:
     """The project's variables that are set, for ``doctor`` and for cache keys."""
     return {name: os.environ[name] for name in ALL if name in os.environ}
+
+
+def interpreted() -> bool:
+    """Whether Triton runs kernels in its interpreter: what ``TRITON_INTERPRET`` says, read as Triton reads it."""
+    return os.environ.get("TRITON_INTERPRET", "").lower() in _TRITON_TRUE
+
+
+def cache_home() -> Path:
+    """``$XDG_CACHE_HOME``, by default ``~/.cache``."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+
+
+def contradiction(required: str, disabling: str, strict: bool) -> None:
+    """Say that ``required`` cannot be met because ``disabling`` is set: a warning, in strict mode an error.
+
+    Raises:
+        EnvError: ``strict``.
+    """
+    what = f"{required}=1 and {disabling}=1 contradict each other."
+    why = "Disabled, every op runs its native implementation, which nothing holds to be batch-invariant."
+    fix = f"Unset {disabling} to keep the requirement, or unset {required} to give it up."
+    if strict:
+        raise EnvError(what, why=why, fix=fix)
+    warnings.warn(f"{what} {why} {fix}", IrWarning, stacklevel=2)
+
+
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """The name among ``known`` that ``name`` was probably meant to be, or ``None``; prefixes are not compared."""
+    bare = {other.partition("_")[2] or other: other for other in known}
+    found = difflib.get_close_matches(name.partition("_")[2] or name, bare, n=1, cutoff=0.75)
+    return bare[found[0]] if found else None
+
+
+def misspelt() -> dict[str, str]:
+    """The variables ``IR_...`` that are set and that nothing here reads, with the one that was probably meant."""
+    strange = (name for name in os.environ if name.startswith("IR_") and name not in ALL)
+    return {name: meant for name in sorted(strange) if (meant := nearest(name, ALL)) is not None}
+
+
+def warn_misspelt() -> None:
+    """Warn of each variable in :func:`misspelt`."""
+    for name, meant in misspelt().items():
+        warnings.warn(
+            f"The environment variable {name} is set, and nothing reads it. Did you mean {meant}?",
+            IrWarning,
+            stacklevel=2,
+        )

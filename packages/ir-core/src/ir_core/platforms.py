@@ -8,7 +8,7 @@ mapping a device (the fields of :class:`~ir_core.target.Target`). Without one th
 
 from __future__ import annotations
 
-import os
+import re
 from typing import Any, Final
 
 import torch
@@ -84,14 +84,24 @@ def _source() -> str:
 
 
 def _cpu() -> Target:
-    interpreted = os.environ.get("TRITON_INTERPRET", "").strip().lower() in ("1", "true", "on", "yes", "y")
     return Target(
         device="cpu",
         kind="cpu",
-        features=frozenset({"triton_interpreter"} if interpreted else ()),
+        features=frozenset({"triton_interpreter"} if env.interpreted() else ()),
         batch_invariant=True,
         batch_invariant_reason="the CPU runs what is declared batch-invariant",
         source=_source(),
+    )
+
+
+_GFX: Final = re.compile(r"gfx[0-9]{1,2}[0-9a-f]{2}")
+
+
+def _no_target(text: str) -> EnvError:
+    return EnvError(
+        f"{env.IR_TARGET}={text} names no target.",
+        why="It takes sm90, 9.0, cuda:sm90, gfx942, xpu, mps or cpu.",
+        fix="Correct it, or unset it to use the devices that are there.",
     )
 
 
@@ -102,29 +112,22 @@ def _override() -> Target | None:
         EnvError: it names no target.
     """
     text = env.text(env.IR_TARGET)
-    value = (text or "cpu").lower()
-    if value == "cpu":
+    if not text or text.lower() == "cpu":
         return None
-    details: dict[str, Any] = {"device": "cuda:0", "kind": "cuda", "vendor": "nvidia"}
-    if value.startswith("gfx"):
-        details = {
-            "device": "cuda:0",
-            "kind": "rocm",
-            "vendor": "amd",
-            "arch": value,
-            "features": frozenset({value}),
-        }
-    elif value in ("xpu", "mps"):
-        details = {"device": f"{value}:0", "kind": value}
-    else:
+    kind, colon, what = text.lower().rpartition(":")
+    details: dict[str, Any]
+    if _GFX.fullmatch(what) and (kind, colon) in (("", ""), ("rocm", ":")):
+        details = {"kind": "rocm", "vendor": "amd", "arch": what, "features": frozenset({what})}
+    elif not colon and what in ("xpu", "mps"):
+        details = {"device": f"{what}:0", "kind": what}
+    elif (kind, colon) in (("", ""), ("cuda", ":")):
         try:
-            details["capability"] = Capability.parse(value.removeprefix("cuda:"))
-        except TargetError as error:
-            raise EnvError(
-                f"{env.IR_TARGET}={text!r} names no target.",
-                why=error.why,
-                fix=f"For example {env.IR_TARGET}=sm90, 9.0, gfx942 or cpu.",
-            ) from None
+            details = {"kind": "cuda", "vendor": "nvidia", "capability": Capability.parse(what)}
+        except TargetError:
+            raise _no_target(text) from None
+    else:
+        raise _no_target(text)
+    details.setdefault("device", "cuda:0")  # torch's name for AMD's too
     return Target(
         **details,
         batch_invariant_reason="ir-platform, which knows the bound, is not installed",

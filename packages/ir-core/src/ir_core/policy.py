@@ -138,15 +138,19 @@ def from_environment() -> Policy:
     """The policy that the environment asks for.
 
     Raises:
-        EnvError: a variable is malformed.
+        EnvError: a variable is malformed, or in strict mode contradicts another.
     """
     from ir_core.priority import parse_priority
 
+    env.warn_misspelt()
     prefer, ops = parse_priority(env.text(env.IR_PRIORITY) or "")
+    invariant, strict, disabled = map(env.flag, (env.VLLM_BATCH_INVARIANT, env.IR_STRICT, env.IR_DISABLE))
+    if invariant and disabled:
+        env.contradiction(env.VLLM_BATCH_INVARIANT, env.IR_DISABLE, strict)
     return Policy(
-        batch_invariant=env.flag(env.VLLM_BATCH_INVARIANT),
-        strict=env.flag(env.IR_STRICT),
-        disabled=env.flag(env.IR_DISABLE),
+        batch_invariant=invariant,
+        strict=strict,
+        disabled=disabled,
         prefer=prefer,
         ops=tuple(ops.items()),
     )
@@ -207,6 +211,16 @@ def change_default(change: Callable[[Policy], Policy]) -> None:
     _notify()
 
 
+def forget_change(change: Callable[[Policy], Policy]) -> None:
+    """Undo :func:`change_default` for this function; what others changed stays."""
+    with _lock:
+        for position, known in enumerate(_changes):
+            if known is change:
+                del _changes[position]
+                reset_default()
+                return
+
+
 def reset_default(*, forget_changes: bool = False) -> Policy:
     """Read the environment again; changes made from code are applied over it unless they are forgotten."""
     global _default
@@ -226,6 +240,14 @@ def _notify() -> None:
         listener()
 
 
+def check_fields(changes: Iterable[str]) -> None:
+    """Raise :class:`PolicyError` unless each name is a field of :class:`Policy`."""
+    if unknown := set(changes) - set(_FIELDS):
+        raise PolicyError(
+            f"Policy has no field {', '.join(sorted(unknown))}.", why=f"It has {', '.join(_FIELDS)}."
+        )
+
+
 @contextlib.contextmanager
 def scope(policy: Policy | None = None, /, **changes: Any) -> Iterator[Policy]:
     """Select under another policy inside a ``with`` block.
@@ -240,10 +262,7 @@ def scope(policy: Policy | None = None, /, **changes: Any) -> Iterator[Policy]:
     Raises:
         PolicyError: an unknown field, or contradictory values.
     """
-    if unknown := set(changes) - set(_FIELDS):
-        raise PolicyError(
-            f"Policy has no field {', '.join(sorted(unknown))}.", why=f"It has {', '.join(_FIELDS)}."
-        )
+    check_fields(changes)
     base = policy if policy is not None else current()
     use_scopes()
     with _scoped.block(replace(base, **changes)) as mine:

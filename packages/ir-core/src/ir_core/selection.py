@@ -139,7 +139,16 @@ class Selection:
     @property
     def requirement(self) -> str:
         """The requirement in words."""
+        if self.unmet:
+            return f"batch-invariant, {self.unmet}"
         return "batch-invariant" if self.batch_invariant else "any"
+
+    @property
+    def unmet(self) -> str:
+        """Why a requirement of the policy is not met by what runs; empty when all are."""
+        if self.policy.disabled and self.policy.invariant(self.op):
+            return "NOT MET: ops are disabled (IR_DISABLE), native runs whatever is required"
+        return ""
 
     def explain(self) -> str:
         """The whole selection as text, a line a candidate."""
@@ -156,6 +165,7 @@ class Selection:
             "op": self.op,
             "target": self.target.to_dict(),
             "batch_invariant": self.batch_invariant,
+            "unmet": self.unmet,
             "policy": self.policy.to_dict(),
             "provider": None if self.chosen is None else self.chosen.provider,
             "candidates": [c.to_dict() for c in self.candidates],
@@ -320,6 +330,11 @@ def _left_out(op: IrOp, policy: Policy, invariant: bool, tried: set[str]) -> lis
 
 
 def _check_strict(selection: Selection) -> None:
+    if selection.unmet:
+        raise selection.error(
+            StrictError,
+            f"'{selection.op}' must be batch-invariant and is disabled, and IR_STRICT is set.",
+        )
     if selection.chosen is None:
         raise selection.error(
             StrictError, f"No implementation of '{selection.op}' qualifies, and IR_STRICT is set."

@@ -7,10 +7,10 @@ Every number here has its reason beside it: a compile-time one (what ptxas repor
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
+from ir_core import env
 from ir_core.ops.canonical import canonical_layout
 
 ITEMSIZE: Final = {"fp16": 2, "bf16": 2, "fp32": 4}
@@ -224,7 +224,7 @@ def rms_spec(
     device has it; ``interpret``: Triton's interpreter runs it (by default what TRITON_INTERPRET says).
     """
     if interpret is None:
-        interpret = os.environ.get("TRITON_INTERPRET", "0") == "1"
+        interpret = env.interpreted()
     weight = w or x
     tile = _tile(n, x)
     constants: dict[str, Any] = {"N": n}
@@ -333,7 +333,7 @@ def gelu_spec(
     """The kernel of gelu_and_mul_sparse for gates of ``d`` elements; the flags as in :func:`rms_spec`. Rows keep the
     promise of alignment."""
     if interpret is None:
-        interpret = os.environ.get("TRITON_INTERPRET", "0") == "1"
+        interpret = env.interpreted()
     tile = _tile(d, x)
     whole = d * ITEMSIZE[x] <= GELU_BYTES
     rows = _rows(tile["C"] * tile["T"] * tile["H"], GELU_SHORT_ROW) if whole else 1

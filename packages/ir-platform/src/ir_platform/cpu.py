@@ -3,17 +3,14 @@
 
 from __future__ import annotations
 
-import os
 import platform
 from pathlib import Path
 from typing import Final
 
+from ir_platform import env
 from ir_platform.device import Device
 
 CPUINFO: Final = Path("/proc/cpuinfo")
-
-_YES: Final = frozenset({"1", "true", "on", "yes", "y"})
-"""What Triton reads as yes."""
 
 
 def device(*, override: str | None = None, notes: tuple[str, ...] = ()) -> Device:
@@ -23,13 +20,12 @@ def device(*, override: str | None = None, notes: tuple[str, ...] = ()) -> Devic
         override: ``"IR_TARGET=cpu"`` when the user asked for the CPU alone.
         notes: what concerns no single device: why a driver gave no answer, what a variable hides.
     """
-    interpreted = os.environ.get("TRITON_INTERPRET", "").strip().lower() in _YES
     return Device(
         device="cpu",
         kind="cpu",
         name=_name(),
         arch=platform.machine() or None,
-        features=("triton_interpreter",) if interpreted else (),
+        features=("triton_interpreter",) if env.interpreted() else (),
         batch_invariant=True,
         batch_invariant_reason="batch-invariant kernels are supported on every CPU",
         override=override,

@@ -7,17 +7,15 @@ It takes ``sm90``, ``9.0`` or ``cuda:sm90`` (a CUDA device of that SM), ``gfx942
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from ir_platform import sm
+from ir_platform import env, sm
 from ir_platform.device import Device, cuda_device, other_device
+from ir_platform.env import IR_TARGET
 from ir_platform.errors import OverrideError
-
-IR_TARGET: Final = "IR_TARGET"
 
 _GFX: Final = re.compile(r"gfx[0-9]{1,2}[0-9a-f]{2}")
 _VENDORS: Final = {"rocm": "amd", "xpu": "intel", "mps": "apple"}
@@ -48,7 +46,7 @@ def override() -> Override | None:
     Raises:
         OverrideError: the value names no target.
     """
-    value = os.environ.get(IR_TARGET, "").strip()
+    value = env.text(IR_TARGET)
     if not value:
         return None
     text, lowered = f"{IR_TARGET}={value}", value.lower()

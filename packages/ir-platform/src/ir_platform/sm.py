@@ -8,10 +8,10 @@ Compute Capability"; of the features: PTX ISA, the "Target ISA Notes" of the ins
 
 from __future__ import annotations
 
-import os
 import re
 from typing import Final, TypeAlias
 
+from ir_platform import env
 from ir_platform.errors import OverrideError
 
 SM: TypeAlias = tuple[int, int]
@@ -23,7 +23,7 @@ MIN_BATCH_INVARIANT_SM: Final[SM] = (9, 0)
 vLLM pull request 36816 draws the line at the same capability.
 """
 
-MIN_BATCH_INVARIANT_SM_VARIABLE: Final = "IR_BATCH_INVARIANT_MIN_SM"
+MIN_BATCH_INVARIANT_SM_VARIABLE: Final = env.IR_BATCH_INVARIANT_MIN_SM
 """Environment variable that moves the bound: ``8.0``, ``sm80``."""
 
 FEATURES: Final[tuple[tuple[str, SM], ...]] = (
@@ -62,11 +62,11 @@ SHARED_MEMORY_PER_BLOCK: Final[dict[SM, int]] = {
 _64_CORES: Final = frozenset({(6, 0), (7, 0), (7, 2), (7, 5), (8, 0)})
 
 _TOO_HIGH: Final = 50  # 90.0 is a slip for 9.0 or sm90, not a device to come
-_SM_TEXT: Final = re.compile(r"(?:(\d+)\.(\d)|(?:sm_?)?(\d+)(\d)[af]?)")
+_SM_TEXT: Final = re.compile(r"(?:(\d+)\.(\d)|(?:sm_?|compute_?)?(\d+)(\d)[af]?)")
 
 
 def parse_sm(text: str) -> SM | None:
-    """Read ``9.0``, ``sm90``, ``sm_90a`` or ``90``; ``None`` when it is no capability.
+    """Read ``9.0``, ``sm90``, ``sm_90a``, ``compute_90`` or ``90``; ``None`` when it is no capability.
 
     >>> parse_sm("sm_103a"), parse_sm("8.9"), parse_sm("hopper")
     ((10, 3), (8, 9), None)
@@ -104,7 +104,7 @@ def min_batch_invariant_sm() -> SM:
     Raises:
         OverrideError: the variable is set to something that is no capability.
     """
-    text = os.environ.get(MIN_BATCH_INVARIANT_SM_VARIABLE)
+    text = env.text(MIN_BATCH_INVARIANT_SM_VARIABLE)
     if text is None:
         return MIN_BATCH_INVARIANT_SM
     sm = parse_sm(text)
@@ -125,7 +125,7 @@ def batch_invariant(sm: SM, label: str) -> tuple[bool, str]:
         label: the device in the middle of a sentence, ``"cuda:0 (Tesla T4)"``.
     """
     bound = min_batch_invariant_sm()
-    moved = MIN_BATCH_INVARIANT_SM_VARIABLE in os.environ
+    moved = env.text(MIN_BATCH_INVARIANT_SM_VARIABLE) is not None
     origin = f"{'set by' if moved else 'see'} {MIN_BATCH_INVARIANT_SM_VARIABLE}"
     found = f"{label} is SM {format_sm(sm)}"
     return sm >= bound, f"batch-invariant kernels need SM >= {format_sm(bound)} ({origin}), {found}"

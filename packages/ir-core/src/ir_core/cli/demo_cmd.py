@@ -9,6 +9,7 @@ from typing import Annotated, Any, Final
 
 import typer
 
+from ir_core import env
 from ir_core.cli import options, output
 from ir_core.cli.exits import FINDING
 
@@ -39,9 +40,7 @@ def demo(
     The decoder has Qwen3-0.6B's layer shapes and random weights. Exits with 1 when a bit differs where none may.
     With TRITON_INTERPRET=1 Triton's implementations take part, on fewer tokens.
     """
-    import os
-
-    defaults = INTERPRETED if os.environ.get("TRITON_INTERPRET") == "1" else COMPILED
+    defaults = INTERPRETED if env.interpreted() else COMPILED
     text = read(file)[: tokens or defaults["tokens"]]
     from ir_core.cli.demo import Job, run
 

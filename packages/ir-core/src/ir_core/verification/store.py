@@ -32,8 +32,7 @@ def folder() -> Path:
     own = env.text(env.IR_CACHE_DIR)
     if own:
         return Path(own).expanduser() / "certificates"
-    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(cache).expanduser() / "ir_core" / "certificates"
+    return env.cache_home() / "ir_core" / "certificates"
 
 
 def path_of(op: str, provider: str, key: str) -> Path:
