@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -13,6 +14,11 @@ import pytest
 import ir_core
 from ir_core import discovery, dispatch, env, ops, policy
 from ir_core.pack_impl import PackImpl
+
+PLANTED = str(Path(__file__).parent / "planted")
+"""Where the package ``mutants`` lies: outside of what is installed."""
+if PLANTED not in sys.path:
+    sys.path.append(PLANTED)
 
 
 @pytest.fixture(autouse=True)

@@ -14,8 +14,9 @@ from ir_core import IrOp, discovery, ops, register_op
 from ir_core.errors import PackError, SchemaError
 from ir_core.pack import KernelPack
 from ir_core.platforms import target_of
-from ir_core.verification import contract
+from ir_core.verification import one_call
 from ir_core.verification.calls import Call
+from ir_core.verification.outcome import PASSED
 from ir_core.verification.subject import Subject
 
 CALL = Call("float32", 64, rows=5)
@@ -109,8 +110,8 @@ def one_result(first: Sequence[Any], second: Sequence[Any]) -> Any:
 def test_the_probe(op: IrOp, pair: Callable[..., Any] | None, complaint: str | None) -> None:
     impl = op.register_impl("t_pair", pair=pair)(scaled)
     assert impl.offers_pair == (pair is not None)
-    said = contract.check("pair", Subject(impl, target_of(torch.device("cpu"))), CALL)
-    assert said is None if complaint is None else complaint in str(said)
+    outcome = one_call.pair(Subject(impl, target_of(torch.device("cpu"))), CALL)
+    assert outcome == PASSED if complaint is None else complaint in str(outcome)
 
 
 @pytest.mark.parametrize(
@@ -128,7 +129,7 @@ def test_a_wrong_pair_is_refuted_by_the_verification(op: IrOp, pair: Callable[..
 
     wrong = op.register_impl("t_wrong", batch_invariant=True, pair=pair)(scaled)
     right = op.register_impl("t_right", batch_invariant=True, pair=honest)(scaled)
-    report = verify([wrong, right], budget=20, fresh_process=False, save=False, stop="first")
+    report = verify([wrong, right], budget=20, fresh_process=False, save=False, stop="first", random=0)
     refuted, other = report.certificates
     assert refuted.verdict == "refuted"
     assert [finding.probe for finding in refuted.findings] == ["pair"]

@@ -9,23 +9,29 @@ from collections.abc import Iterator
 from pathlib import Path
 from unittest import SkipTest
 
+import mutants
 import pytest
 import torch
 
-from ir_core.testing import ContractError, contract_tests, mutants
+from ir_core.testing import ContractError, contract_tests
 from ir_core.testing.kit import check_import
 
 CHECKS = {
     "schema",
     "inputs",
     "outputs",
+    "arguments",
     "fake",
     "opcheck",
     "numerics",
     "threads",
     "selection",
+    "modes",
     "compiled",
-} | {"invariance"}
+    "order",
+    "invariance",
+}
+PLANTED = str(Path(mutants.__file__).parents[1])
 
 
 @pytest.fixture(autouse=True)
@@ -51,6 +57,8 @@ def test_what_does_not_claim_invariance_is_not_asked() -> None:
     impl = mutants.register()["scratch_norm/canonical"]
     impl.batch_invariant = False
     assert "test_invariance_scratch_norm_canonical" not in contract_tests("scratch_norm/canonical")
+    assert "test_order_scratch_norm_canonical" in contract_tests("scratch_norm/canonical")
+    assert "test_order_scratch_norm_row_by_row" not in contract_tests("scratch_norm/row_by_row")
 
 
 @pytest.mark.parametrize("check", sorted(CHECKS - {"invariance", "compiled", "opcheck"}))
@@ -68,6 +76,9 @@ def test_the_honest_pass(check: str) -> None:
         ("strided_output", "fake", "strides"),
         ("selection_by_rows", "selection", "predicate"),
         ("fma_compiled", "compiled", "eager and traced"),
+        ("first_weight", "arguments", "another weight"),
+        ("inference_kernel", "modes", "in the mode inference"),
+        ("other_tree", "order", "declares the order 'tree'"),
     ],
 )
 def test_a_failure_reads_like_a_note(mutant: str, check: str, said: str) -> None:
@@ -75,7 +86,7 @@ def test_a_failure_reads_like_a_note(mutant: str, check: str, said: str) -> None
         contract_tests(f"scratch_norm/{mutant}", seconds=60.0)[f"test_{check}_scratch_norm_{mutant}"]()
     text = str(failure.value)
     assert said in text
-    assert "where to look: " in text and "mutants" in text
+    assert "what it means: " in text and "where to look: " in text and "mutants" in text
     assert "try again: ir-core verify" in text
     assert len(text) < 1500
 
@@ -93,7 +104,7 @@ def test_an_unknown_distribution_is_named() -> None:
 
 
 def test_import_is_checked_in_a_fresh_process() -> None:
-    check_import(["ir_core.testing.mutants"])
+    check_import(["ir_core.testing.kit"])
     with pytest.raises(ContractError, match="cannot be imported"):
         check_import(["ir_of_nobody"])
 
@@ -101,9 +112,8 @@ def test_import_is_checked_in_a_fresh_process() -> None:
 def test_plugin_adds_the_tests_and_shows_notes(tmp_path: Path) -> None:
     """In a process of its own: this one did not opt in."""
     (tmp_path / "conftest.py").write_text(
-        "pytest_plugins = ['ir_core.testing.plugin']\n"
-        "from ir_core.testing import mutants\n"
-        "mutants.register()\n"
+        f"pytest_plugins = ['ir_core.testing.plugin']\nimport sys\nsys.path.append({PLANTED!r})\n"
+        "import mutants\nmutants.register()\n"
     )
     words = [
         "-q",
@@ -130,7 +140,8 @@ def test_plugin_adds_the_tests_and_shows_notes(tmp_path: Path) -> None:
 
 def test_three_lines_in_a_file_are_enough(tmp_path: Path) -> None:
     (tmp_path / "test_pack.py").write_text(
-        "from ir_core.testing import contract_tests, mutants; mutants.register()\n"
+        f"import sys; sys.path.append({PLANTED!r})\n"
+        "from ir_core.testing import contract_tests; import mutants; mutants.register()\n"
         "globals().update(contract_tests('scratch_norm/copies_what_is_odd'))\n"
     )
     words = ["-q", "-p", "no:cacheprovider", "-k", "inputs or outputs or selection"]

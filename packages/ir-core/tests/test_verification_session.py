@@ -10,14 +10,14 @@ import time
 from pathlib import Path
 from typing import Any
 
+import mutants
 import pytest
 import torch
 
 from ir_core import ops
 from ir_core.cli import main
 from ir_core.errors import CertificateError, UnknownProviderError
-from ir_core.testing import mutants
-from ir_core.verification import Case, evidence, explain, heatmap, reproduce, verify
+from ir_core.verification import Case, evidence, heatmap, reproduce, shrinker, verify
 from ir_core.verification.calls import Call
 from ir_core.verification.session import implementations, target_for, why_not
 from ir_core.verification.subject import Subject, threads
@@ -64,7 +64,7 @@ def test_eager_native_is_refuted_at_one_row_of_65536(op: str) -> None:
         subject = Subject(implementations([f"{op}/native"])[0], target_for("cpu"))
         found = differs(subject, 48)
         assert found
-        assert "torch splits a reduction over a lone row over its 2 threads" in explain.mechanism(
+        assert "torch splits a reduction over a lone row over its 2 threads" in shrinker.mechanism(
             subject, found[0]
         )
         again = reproduce(subject.impl, found[0], device="cpu")

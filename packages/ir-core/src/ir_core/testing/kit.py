@@ -15,7 +15,8 @@ from ir_core.errors import IrError
 if TYPE_CHECKING:
     from ir_core.impl import IrOpImpl
     from ir_core.verification.certificate import Finding
-    from ir_core.verification.prober import Prober, Steps
+    from ir_core.verification.prober import Prober
+    from ir_core.verification.schedule import Steps
 
 SECONDS: Final = 20.0
 """Time for the invariance checks of one implementation."""
@@ -25,38 +26,20 @@ class ContractError(AssertionError):
     """An implementation does not keep a promise. The message is what there is to say."""
 
 
-# Check -> the probes that decide it, and where to look when it fails.
-CHECKS: Final[dict[str, tuple[tuple[str, ...], str]]] = {
-    "inputs": (
-        ("inputs",),
-        "An implementation owns its inputs only when it is registered with inplace=True.",
-    ),
-    "outputs": (
-        ("aliasing",),
-        "Allocate the outputs in each call; a kernel's static buffer is the next call's too.",
-    ),
-    "fake": (
-        ("fake",),
-        "The fake implementation is the op's native one: return its shapes, dtypes and strides.",
-    ),
-    "opcheck": (
-        ("opcheck",),
-        "torch.library.opcheck's own explanation is in PyTorch's custom operators manual.",
-    ),
-    "numerics": (
-        ("numerics", "runs"),
-        "The bound is the op's tolerance (op.get_tolerance) around a float64 result.",
-    ),
-    "threads": (("threads",), "Look for module-level buffers and caches that a call writes."),
-    "selection": (
-        ("selection",),
-        "A predicate decides from dtypes, ranks and the last dimension, nothing else.",
-    ),
-    "compiled": (("compiled",), "Register it with opaque=True, or find what the compiler does differently."),
-    "invariance": (
-        ("repetition", "neighbours", "position", "memory", "rows", "inplace", "pair", "graph"),
-        "Fix the order of every reduction by the number of columns alone.",
-    ),
+# Check -> the probes that decide it; what to do about a finding is in the table of probes.
+CHECKS: Final[dict[str, tuple[str, ...]]] = {
+    "inputs": ("inputs",),
+    "outputs": ("aliasing",),
+    "arguments": ("arguments",),
+    "fake": ("fake",),
+    "opcheck": ("opcheck",),
+    "numerics": ("numerics", "runs"),
+    "threads": ("threads",),
+    "selection": ("selection",),
+    "modes": ("modes",),
+    "compiled": ("compiled",),
+    "order": ("order",),
+    "invariance": ("repetition", "neighbours", "position", "memory", "rows", "inplace", "pair", "graph"),
 }
 
 
@@ -83,9 +66,7 @@ def contract_tests(
         name = f"{impl.op.name}_{impl.provider}"
         tests[f"test_schema_{name}"] = _named(f"test_schema_{name}", partial(check_schema, impl))
         for check in CHECKS:
-            if check == "invariance" and not (
-                impl.batch_invariant and ("/" in distribution or _claims(impl))
-            ):
+            if not _asked(check, impl, named="/" in distribution):
                 continue
             tests[f"test_{check}_{name}"] = _named(
                 f"test_{check}_{name}", partial(run_check, impl, check, device, seconds)
@@ -95,9 +76,17 @@ def contract_tests(
     return tests
 
 
-def _claims(impl: IrOpImpl) -> bool:
-    """Whether invariance is a pack's own claim: ``native`` of a reduction is torch's order, and nobody vouches."""
-    return impl.provider != "native" or not impl.op.has_reduction
+def _asked(check: str, impl: IrOpImpl, named: bool) -> bool:
+    """Whether a check is about something that the implementation declares; ``named``: it was asked for by name."""
+    if check == "order":
+        from ir_core.verification import orders
+
+        return bool(orders.order_of(impl)) and orders.reference_of(impl) is not None
+    if check == "invariance":
+        # ``native`` of a reduction is torch's order: a pack does not vouch for it.
+        own = impl.provider != "native" or not impl.op.has_reduction
+        return impl.batch_invariant and (named or own)
+    return True
 
 
 def _named(name: str, fn: Callable[[], None]) -> Callable[[], None]:
@@ -160,59 +149,73 @@ def run_check(impl: IrOpImpl, check: str, device: str | None = None, seconds: fl
         ContractError: it fails.
         unittest.SkipTest: this machine cannot run the implementation.
     """
-    from ir_core.verification import session
+    from ir_core.verification import schedule, session
     from ir_core.verification.prober import Prober
 
     target = session.target_for(device)
     if reason := session.why_not(impl, target):
         raise SkipTest(f"{impl.label}: {reason}")
     prober = Prober(impl, target)
-    probes, advice = CHECKS[check]
-    session.run_alone(prober, _steps(prober, check), seconds)
-    for probe in probes:
+    schedule.run_alone(prober, _steps(prober, check), seconds)
+    for probe in CHECKS[check]:
         if (finding := prober.found.get(probe)) is not None:
-            raise ContractError(note(impl, finding, advice))
+            raise ContractError(note(impl, finding))
     if (other := next(iter(prober.found.values()), None)) is not None:
-        raise ContractError(note(impl, other, advice))
-    if not prober.cases and prober.skipped:
-        raise SkipTest(f"{impl.label}: {prober.skipped[0]}")
+        raise ContractError(note(impl, other))
+    if not prober.cases and (left := (*prober.recorder.skipped, *prober.recorder.left_out)):
+        raise SkipTest(f"{impl.label}: {left[0]}")
 
 
 def _steps(prober: Prober, check: str) -> Steps:
     """The steps that decide a check."""
-    from ir_core.verification import plan, probes
-    from ir_core.verification.calls import Call, Case, Setting
+    from ir_core.verification import plan, planned
+    from ir_core.verification.calls import Case, Setting
+    from ir_core.verification.modes import AMBIENT
 
     small = plan.hidden_sizes(prober.subject, (plan.SMALL,))[0]
     settings = [s for d in plan.dtypes(prober.subject) if prober.accept(s := Setting(d, small))]
     if not settings:
         return
     if check == "invariance":
-        yield from probes.everything(prober, compiling=False)
+        yield from planned.everything(prober, compiling=False)
+        yield from prober.put_off()
         return
     if check == "compiled":
-        yield from probes.compiled(prober, settings[0], tuple(s.dtype for s in settings))
+        yield from planned.compiled(prober, settings[0], tuple(s.dtype for s in settings))
         return
     if check == "selection":
-        yield from probes.selection(prober, settings[0])
+        yield from planned.selection(prober, settings[0])
+        return
+    if check in ("arguments", "modes", "order"):
+        for setting in settings:
+            if check == "arguments":
+                yield from planned.other_arguments(prober, setting, ("#1",))
+            elif check == "modes":
+                yield from planned.modes(prober, setting, AMBIENT)
+            else:
+                yield from planned.declared_order(prober, setting)
         return
     layouts = ("contiguous", "odd_slice", "row_strided", "batched")
     name = "aliasing" if check == "outputs" else check
     for setting in settings:
-        call = Call(**vars(setting), rows=9)
+        call = prober.call(setting, rows=9)
         several = name in ("inputs", "aliasing", "fake", "numerics")
         calls = [call.but(layout=layout) for layout in layouts if several or layout == "contiguous"]
         calls += [call.but(layout="transposed")] if name == "fake" else []
         yield from prober.pairs(name, str(setting), [Case(name, call) for call in calls])
 
 
-def note(impl: IrOpImpl, finding: Finding, advice: str) -> str:
-    """A failure as a colleague would write it: what was tried, what differed, where to look."""
+def note(impl: IrOpImpl, finding: Finding) -> str:
+    """A failure as a colleague would write it: what was tried, what differed, what that means, where to look."""
+    from ir_core.verification.probes import PROBES
+
+    probe = PROBES[finding.probe]
     lines = [f"{impl.label}: {finding.summary}."]
     lines += [f"  what differed: {finding.difference}"] if finding.difference else []
     lines += [f"  where it begins: {finding.change}"] if finding.change else []
     lines += [f"  why: {finding.mechanism}"] if finding.mechanism else []
-    lines += [f"  where to look: {impl.origin}. {advice}", f"  try again: {finding.command}"]
+    lines += [f"  what it means: {probe.means}"]
+    lines += [f"  where to look: {impl.origin}. {probe.todo}", f"  try again: {finding.command}"]
     return "\n".join(lines)
 
 

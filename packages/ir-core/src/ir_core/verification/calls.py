@@ -48,7 +48,10 @@ class Call:
         start: row of the pool that stands first.
         shift: the batch is rolled by so many rows.
         others: what the rows at odd positions hold instead of their own content; empty: their own.
-        layout: how the activations lie in memory (``layouts.py``).
+        values: what the pool's rows hold (``pool.VALUES``); empty: what the op's generator makes.
+        statics: which arguments that are no activation have other values: ``"weight#1"``, ``"#2"`` for all of them
+            (``variants.redraw``); empty: none.
+        layout: how the arguments lie in memory (``layouts.py``): a name, or a ``free:`` text.
         which: the one argument that is laid out so; empty: every activation.
         mode: how it runs: ``eager``, ``traced``, ``op``, ... (``modes.py``).
         before: what ran before it: ``first`` (nothing), ``again`` (the same call), ``interleaved`` (other shapes).
@@ -63,6 +66,8 @@ class Call:
     start: int = 0
     shift: int = 0
     others: str = ""
+    values: str = ""
+    statics: str = ""
     layout: str = "contiguous"
     which: str = ""
     mode: str = "eager"
@@ -126,6 +131,11 @@ class Call:
             said.append(f"rolled by {self.shift}")
         if self.others:
             said.append(f"other rows {self.others}")
+        if self.values:
+            said.append(f"values {self.values}")
+        if self.statics:
+            name, _, number = self.statics.partition("#")
+            said.append(f"other {name or 'static arguments'} ({number})")
         if self.layout != "contiguous":
             said.append(f"{self.which or 'activations'} {self.layout}")
         said += [text for text in (self.mode if self.mode != "eager" else "", self.before) if text]

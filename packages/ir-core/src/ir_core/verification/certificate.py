@@ -28,6 +28,7 @@ class Finding:
         difference: the first differing element and how many there are; empty for contract probes.
         change: where it begins: ``"changes at 256 rows"``; empty when nothing was learned.
         mechanism: why, where that could be confirmed.
+        drawn: which random case found it, with the seed; empty for a planned one.
     """
 
     probe: str
@@ -37,10 +38,12 @@ class Finding:
     difference: str = ""
     change: str = ""
     mechanism: str = ""
+    drawn: str = ""
 
     def text(self) -> str:
         """All of it, as a paragraph."""
-        parts = (self.summary, self.difference, self.change, self.mechanism)
+        drawn = f"found by {self.drawn}" if self.drawn else ""
+        parts = (self.summary, self.difference, self.change, self.mechanism, drawn)
         said = " ".join(part[0].upper() + part[1:].rstrip(".") + "." for part in parts if part)
         return f"{said} Reproduce: {self.command}" if self.command else said
 
@@ -58,7 +61,10 @@ class Certificate:
         verdict: ``certified``: every required case ran and nothing refutes it; ``refuted``: a counterexample
             exists; ``inconclusive``: neither.
         findings: the counterexamples; the first names the cause best.
-        cases: cases run, by probe.
+        cases: planned cases run, by probe.
+        random: random cases run, by probe.
+        ranges: what the random cases covered: for numbers the smallest and the largest, else the values.
+        order: the order whose reference it agrees with in every bit that was compared; empty: none is certified.
         skipped: what was not tried, with the reason.
         settings: the static arguments that were covered.
         not_covered: what ``uuid`` cannot see: a change of it leaves the certificate counting.
@@ -75,6 +81,9 @@ class Certificate:
     verdict: Verdict
     findings: tuple[Finding, ...] = ()
     cases: dict[str, int] = field(default_factory=dict)
+    random: dict[str, int] = field(default_factory=dict)
+    ranges: dict[str, list[Any]] = field(default_factory=dict)
+    order: str = ""
     skipped: tuple[str, ...] = ()
     settings: tuple[str, ...] = ()
     seconds: float = 0.0
@@ -97,13 +106,19 @@ class Certificate:
         """Whether it is refuted although its author declares it batch-invariant."""
         return self.verdict == "refuted" and self.declared
 
+    def meaning(self) -> str:
+        """What a certified implementation is certified to be. An order says which bits are right, so it is worth more
+        than invariance, which says that an implementation agrees with itself."""
+        return f"bits of the order '{self.order}', so batch-invariant" if self.order else "batch-invariant"
+
     def summary(self) -> str:
         """One clause for a table or a selection."""
         if self.finding is not None:
             said = self.finding.change or self.finding.difference or self.finding.summary
             return f"{self.finding.probe}: {said}"
         if self.verdict == "certified":
-            return f"{sum(self.cases.values())} cases, {len(self.settings)} settings"
+            said = f"{sum(self.cases.values())} planned and {sum(self.random.values())} random cases"
+            return f"{self.meaning()}: {said}, {len(self.settings)} settings"
         return self.skipped[0] if self.skipped else "nothing could be run"
 
     def to_dict(self) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from ir_core.errors import CertificateError
 from ir_core.verification import bits, plan
-from ir_core.verification.calls import Call, Setting
+from ir_core.verification.calls import Setting
 
 if TYPE_CHECKING:
     from ir_core.verification.subject import Subject
@@ -56,9 +56,9 @@ def measure(subject: Subject, seconds: float = 5.0, dtype: str = "") -> HeatMap:
         try:
             if subject.refusal(setting) is not None:
                 continue
-            lone = [subject.run(Call(dtype, hidden, rows=1, start=start)) for start in range(LONE)]
+            lone = [subject.run(subject.call(setting, rows=1, start=start)) for start in range(LONE)]
             for rows in ROWS:
-                call = Call(dtype, hidden, rows=rows)
+                call = subject.call(setting, rows=rows)
                 if time.monotonic() + subject.cost(call) > until:
                     break
                 found = subject.run(call)

@@ -8,6 +8,7 @@ reverse order and first with other numbers of rows, and tells the digests of the
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
 import os
@@ -30,13 +31,16 @@ IMPL_SECONDS: Final = 4.0
 """Time that the other process gives one implementation."""
 
 
-def calls_for(settings: Sequence[Setting]) -> list[tuple[Call, Call]]:
-    """(first call, compared call) in the order of the fresh process. The number of rows of the first call is not
-    the one that this process began with."""
+def calls_for(settings: Sequence[Setting], seed: int = 0) -> list[tuple[Call, Call]]:
+    """(first call, compared call) in the order of the fresh process. The number of rows of the first call, and what
+    its other arguments hold, are not those that this process began with."""
     wanted = [s for s in settings if not s.variant and s.hidden <= 4096]
     narrow = min((s.hidden for s in wanted), default=0)
     return [
-        (Call(**vars(s), rows=300 if s.hidden == narrow else 1), Call(**vars(s), rows=ROWS))
+        (
+            Call(**vars(s), rows=300 if s.hidden == narrow else 1, statics="#1", seed=seed),
+            Call(**vars(s), rows=ROWS, seed=seed),
+        )
         for s in reversed(wanted)
     ]
 
@@ -59,6 +63,7 @@ class Child:
             "setup": list(setup),
             "device": device,
             "seed": seed,
+            "path": sys.path,
         }
         self._process = subprocess.Popen(
             [sys.executable, "-m", "ir_core.verification.history"],
@@ -142,6 +147,7 @@ def prepare(setup: Sequence[str], modules: Sequence[str] = ()) -> None:
 
 def _main() -> None:
     request = json.load(sys.stdin)
+    sys.path[:] = request["path"]  # what the other process can import, this one can
     import torch
 
     from ir_core import discovery, platforms
@@ -162,12 +168,13 @@ def _main() -> None:
                 Setting(dtypes[0], h) for h in middle
             ]
             until = time.monotonic() + IMPL_SECONDS
-            for first, call in calls_for(settings):
-                if time.monotonic() > until or subject.cost(call) > IMPL_SECONDS:
+            for first, call in calls_for(settings, request["seed"]):
+                if (told and time.monotonic() > until) or subject.cost(call) > IMPL_SECONDS:
                     continue
                 if subject.refusal(call.setting) is None:
                     if subject.cost(first) < IMPL_SECONDS:
-                        subject.run(first)
+                        with contextlib.suppress(Exception):  # the op may not take these other arguments
+                            subject.run(first)
                     told[key_of(call)] = (first.rows, bits.row_digests(subject.run(call)))
         except Exception as error:
             told = {"error": f"{type(error).__name__}: {error}"}

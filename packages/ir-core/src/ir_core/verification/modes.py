@@ -3,6 +3,10 @@
 
 ``eager``           the implementation's function
 ``functional``      with copies of what it would overwrite
+``inference``       under ``torch.inference_mode``, as vLLM runs; the arguments are inference tensors
+``grad``            with gradients recorded and wanted of the activations (every other mode runs without)
+``autocast``        under ``torch.autocast`` to bfloat16 (float16 where the rows are that)
+``deterministic``   with ``torch.use_deterministic_algorithms``, which also fills new memory with NaN
 ``op``              the torch op that a lowered graph calls
 ``op_compiled``     that op inside a graph made by ``torch.compile``
 ``op_dynamic``      the same with the number of rows left open
@@ -24,10 +28,12 @@ from ir_core.errors import CertificateError
 if TYPE_CHECKING:
     from ir_core.impl import IrOpImpl
 
-Run = "Callable[[list[Any]], Any]"
+# Dynamo counts graphs by code object, and the torch ops of all implementations are called through one of its own. A
+# few shapes and dtypes, static and dynamic, of a hundred implementations; beyond the limit Dynamo would give up.
+_GRAPHS: Final = 4096
 
-# Graphs of one implementation: a few shapes and dtypes, static and dynamic. Beyond the limit Dynamo would give up.
-_GRAPHS: Final = 64
+AMBIENT: Final = ("inference", "grad", "autocast", "deterministic")
+"""Modes of torch that surround a call."""
 
 
 def runner(impl: IrOpImpl, mode: str) -> Callable[[list[Any]], Any]:
@@ -41,6 +47,10 @@ def runner(impl: IrOpImpl, mode: str) -> Callable[[list[Any]], Any]:
         "eager": lambda args: impl.impl_fn(*args),
         "functional": lambda args: impl.func_impl_fn(*args),
         "op": lambda args: overload(*args),
+        "inference": lambda args: _inference(impl, args),
+        "grad": lambda args: _grad(impl, args),
+        "autocast": lambda args: _autocast(impl, args),
+        "deterministic": lambda args: _deterministic(impl, args),
         "graph": lambda args: _graphed(impl, args),
     }
     if mode in plain:
@@ -57,6 +67,44 @@ def runner(impl: IrOpImpl, mode: str) -> Callable[[list[Any]], Any]:
             f"There is no mode '{mode}'.", why=f"There are {', '.join((*plain, *compiled))}."
         )
     return _compiled(*compiled[mode])
+
+
+def _inference(impl: IrOpImpl, args: list[Any]) -> Any:
+    with torch.inference_mode():
+        return impl.func_impl_fn(
+            *(a.clone(memory_format=torch.preserve_format) if _is(a) else a for a in args)
+        )
+
+
+def _grad(impl: IrOpImpl, args: list[Any]) -> Any:
+    with torch.enable_grad():
+        for position in impl.op.activation_indices:
+            if _is(args[position]) and args[position].dtype.is_floating_point:
+                args[position].requires_grad_()
+        return impl.func_impl_fn(*args)
+
+
+def _autocast(impl: IrOpImpl, args: list[Any]) -> Any:
+    first = next(a for a in args if _is(a))
+    narrow = first.dtype if first.dtype == torch.float16 else torch.bfloat16
+    with torch.autocast(first.device.type, narrow):
+        return impl.func_impl_fn(*args)
+
+
+def _deterministic(impl: IrOpImpl, args: list[Any]) -> Any:
+    before, warn = (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+    )
+    torch.use_deterministic_algorithms(True)
+    try:
+        return impl.func_impl_fn(*args)
+    finally:
+        torch.use_deterministic_algorithms(before, warn_only=warn)
+
+
+def _is(value: Any) -> bool:
+    return isinstance(value, torch.Tensor)
 
 
 def _compiled(fn: Callable[..., Any], backend: str, dynamic: bool) -> Callable[[list[Any]], Any]:

@@ -6,7 +6,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from ir_core.verification.calls import Setting
-from ir_core.verification.variants import cases_of, variants_of
+from ir_core.verification.variants import cases_of, statics_of, variants_of
 
 if TYPE_CHECKING:
     from ir_core.verification.subject import Subject
@@ -33,35 +33,21 @@ THREADED_ROWS: Final = (1, 2, 33, 257, 1024)
 SOME_ROWS: Final = (1, 2, 7, 33, 65, 129, 257, 300, 513)
 """The same in short, for further dtypes and for slow implementations."""
 FEW_ROWS: Final = (1, 2, 3, 8, 16, 17, 33)
+MOST_ROWS: Final = 100_000
+"""Rows of random cases: more than a large prefill has."""
+WIDTHS: Final = (
+    64, 80, 96, 128, 192, 256, 576, 896, 1024, 1152, 1536, 2048, 2304, 2560, 2880, 3072, 3584, 4096, 5120, 5376, 6144,
+    6656, 7168, 8192, 12288, 14336, 16384, 18432, 28672,
+)  # fmt: skip
+"""Head, hidden and intermediate sizes of published models: Llama, Qwen, Gemma, DeepSeek, gpt-oss, SmolLM and others."""
+MOST_COLUMNS: Final = 20_000
+"""Columns of random cases that are no model's."""
+
 FIRST_ROWS: Final = 64
 """Rows of the very first call, whose bits are compared with those of later calls."""
 
 SHIFTS: Final = (1, 2, 3, 16, 35)
 """How far the batch is rolled: odd and even, within a tile and across; the last row moves to the front."""
-
-ATTRIBUTION: Final = (
-    "selection", "inputs", "aliasing", "repetition", "threads", "neighbours", "position", "memory", "rows",
-    "inplace", "pair", "compiled", "graph", "history", "runs", "numerics", "fake", "opcheck",
-)  # fmt: skip
-"""Probes, the most specific first. Each holds fixed what the ones before it vary, so the first that refutes names
-the cause: a kernel that treats odd rows differently is also seen by ``rows``, and ``position`` says why."""
-
-INVARIANCE: Final = frozenset(
-    (
-        "repetition",
-        "neighbours",
-        "position",
-        "memory",
-        "rows",
-        "inplace",
-        "pair",
-        "compiled",
-        "graph",
-        "history",
-        "selection",
-    )
-)
-"""Probes that refute batch invariance; the others refute the contract of an implementation."""
 
 
 def hidden_sizes(subject: Subject, wanted: tuple[int, ...]) -> list[int]:
@@ -77,6 +63,11 @@ def dtypes(subject: Subject) -> tuple[str, ...]:
     return cases_of(subject.op).dtypes
 
 
-def variant_names(subject: Subject, setting: Setting) -> list[str]:
-    """The variants of the other arguments."""
-    return list(variants_of(subject.op, subject.pool(setting)))
+def variant_names(subject: Subject, setting: Setting, *, every: bool = False) -> list[str]:
+    """The variants of the other arguments; ``every``: those of random cases, too."""
+    return list(variants_of(subject.op, subject.pool(subject.call(setting)), every=every))
+
+
+def static_names(subject: Subject, setting: Setting) -> list[str]:
+    """The arguments that are no activation and can have other values."""
+    return statics_of(subject.op, subject.pool(subject.call(setting)))

@@ -1,51 +1,39 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The prober of one implementation: tries to refute it, cheap probes first, and keeps what it finds.
+"""The prober of one implementation: runs cases, and hands what they say to the recorder.
 
-:meth:`Prober.steps` is a generator. It yields what it would do next and what that costs, and is told whether it
-may; so one scheduler can share a time budget among many implementations (``session.py``).
+Its steps are generators: each yields what it would do next and what that costs, and is told whether it may; so one
+schedule can share a time budget among many implementations (``schedule.py``).
 """
 
 from __future__ import annotations
 
 import json
-import shlex
 import warnings
-from collections import Counter
-from collections.abc import Generator, Sequence
-from typing import TYPE_CHECKING, Final, Literal, NamedTuple, TypeAlias
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
 import torch
 
 from ir_core.errors import CertificateError, PredicateError
-from ir_core.verification import contract, explain, plan, probes, selecting
+from ir_core.verification import plan, probes, shrinker
 from ir_core.verification.calls import Call, Case, Setting
-from ir_core.verification.certificate import Finding
+from ir_core.verification.outcome import Failed, Outcome, Skipped
+from ir_core.verification.recorder import Recorder
+from ir_core.verification.schedule import Stage, Step, Steps
 from ir_core.verification.subject import Difference, Subject
 
 if TYPE_CHECKING:
     from ir_core.impl import IrOpImpl
     from ir_core.target import Target
-
+    from ir_core.verification.certificate import Finding
 
 REFUTED_SECONDS: Final = 1.0
 """A step that takes longer is left out once there is a counterexample."""
 
-
 SLOW_ROW: Final = 0.001
 """Seconds: a row of an interpreted kernel takes 3 ms, of plain torch 0.02 ms."""
 
-
-class Step(NamedTuple):
-    """Something to do, and the seconds it is expected to take."""
-
-    probe: str
-    what: str
-    seconds: float
-    patient: bool = False
-
-
 Stop: TypeAlias = Literal["never", "small", "first"]
-Steps: TypeAlias = Generator[Step, bool, None]
 
 
 class Prober:
@@ -66,195 +54,210 @@ class Prober:
         stop: Stop = "never",
     ) -> None:
         self.subject = Subject(impl, target, seed)
+        self.recorder = Recorder(impl, target, setup, seed)
         self.impl, self.target, self.setup = impl, target, tuple(setup)
-        self.found: dict[str, Finding] = {}
-        self.cases: Counter[str] = Counter()
-        self.skipped: list[str] = []  # required and not run: no certificate
-        self.left_out: list[str] = []  # not run, and said so
-        self.settings: list[Setting] = []
-        self.stop = stop
+        self.stop: Stop = stop
         self.spent = 0.0
         self.doing = "waiting"
-        self._deferred: list[tuple[str, str, list[Case], bool]] = []
+        self._put_off: list[tuple[str, str, list[Case], bool]] = []
 
     # -- what it does --------------------------------------------------------------------------------------
 
-    def steps(self) -> Steps:
-        """Everything, cheap probes first."""
-        yield from probes.everything(self)
-        deferred, self._deferred = self._deferred, []
-        for probe, what, cases, required in deferred:
-            yield from self.pairs(probe, what, cases, required=required, last=True)
+    def put_off(self) -> Steps:
+        """What cost too much at first, cheap steps first."""
+        put_off, self._put_off = self._put_off, []
+        for probe, what, cases, required in sorted(put_off, key=lambda p: (not p[3], self.cost(p[2]))):
+            yield from self.pairs(probe, what, cases, required=required, stage=Stage.PUT_OFF)
+
+    @property
+    def found(self) -> dict[str, Finding]:
+        """The counterexamples, by probe."""
+        return self.recorder.found
+
+    @property
+    def cases(self) -> dict[str, int]:
+        """Cases run, planned and random, by probe."""
+        return self.recorder.cases + self.recorder.random
 
     @property
     def done(self) -> bool:
         """Whether larger inputs are not wanted any more."""
-        return bool(self.found) and self.stop != "never"
+        return self.refuted and self.stop != "never"
+
+    @property
+    def refuted(self) -> bool:
+        return bool(self.found)
 
     @property
     def slow(self) -> bool:
         """Whether a row takes so long (Triton's interpreter) that fewer of them are tried."""
-        call = Call(**vars(self.settings[0]), rows=plan.FIRST_ROWS)
+        call = self.subject.call(self.recorder.settings[0], rows=plan.FIRST_ROWS)
         return self.subject.cost(call) / call.rows > SLOW_ROW
 
     @property
     def on_cpu(self) -> bool:
         return self.subject.device.type == "cpu"
 
-    @property
-    def refuted(self) -> bool:
-        return bool(self.found)
+    def call(self, setting: Setting, **fields: Any) -> Call:
+        """A call in a setting, with the subject's seed."""
+        return self.subject.call(setting, **fields)
 
     def accept(self, setting: Setting) -> bool:
         """Whether the implementation takes a setting; notes the settings that are covered."""
         if self.found and self.stop == "first":
             return False
+        left_out = self.recorder.left_out
         try:
             refusal = self.subject.refusal(setting)
         except CertificateError:
             raise
         except PredicateError:
-            self.run(Case("selection", Call(**vars(setting), rows=2)))
+            self.run(Case("selection", self.call(setting, rows=2)))
             return False
         except Exception as error:  # the op's generator or the op itself cannot make it
-            self.left_out.append(f"{setting}: {type(error).__name__}: {_line(error)}")
+            left_out.append(f"{setting}: {type(error).__name__}: {_line(error)}")
             return False
         if refusal is not None:
-            self.left_out.append(f"{setting}: refused: {refusal}")
+            left_out.append(f"{setting}: refused: {refusal}")
             return False
-        self.settings.append(setting)
+        self.recorder.settings.append(setting)
         return True
 
+    def takes(self, call: Call) -> bool:
+        """Whether the implementation takes the arguments of a call: it may refuse a rank or a stride."""
+        try:
+            return self.impl.refusal(self.subject.arguments(call), []) is None
+        except Exception:  # the selection probe reports a broken predicate
+            return False
+
     def pairs(
-        self, probe: str, what: str, cases: Sequence[Case], *, required: bool = True, last: bool = False
+        self,
+        probe: str,
+        what: str,
+        cases: Sequence[Case],
+        *,
+        required: bool = True,
+        stage: Stage = Stage.PLANNED,
     ) -> Steps:
-        """Run cases of one probe until one differs. What costs too much now is tried again at the end."""
+        """Run cases of one probe until one differs. What costs too much now is put off."""
         if probe in self.found or not cases or (self.found and self.stop == "first"):
             return
-        seconds = self.cost(cases[0]) + sum(self.subject.cost(case.call) for case in cases[1:])
+        seconds = self.cost(cases)
         if self.found and seconds > REFUTED_SECONDS:
-            self.left_out.append(f"{probe}: {what}: already refuted")
+            self.recorder.left_out.append(f"{probe}: {what}: already refuted")
             return
-        if not (yield Step(probe, what, seconds, last)):
-            if not last:
-                self._deferred.append((probe, what, list(cases), required))
+        if not (yield Step(probe, what, seconds, required, stage)):
+            if stage is Stage.PLANNED:
+                self._put_off.append((probe, what, list(cases), required))
             else:
-                note = f"{probe}: {what} (about {seconds:.0f} s)"
-                (self.skipped if required else self.left_out).append(note)
+                self.recorder.not_reached(probe, what, seconds, required)
             return
         for case in cases:
             if probe in self.found:
                 return
-            self.run(case)
+            self.run(case, required=required)
 
-    def cost(self, case: Case) -> float:
-        """Expected seconds of a case."""
-        extra = {
-            "op_compiled": 1.0,
-            "op_dynamic": 1.0,
-            "traced": 1.5,
-            "traced_dynamic": 1.5,
-            "inductor": 15.0,
-        }
-        seconds = self.subject.cost(case.call) + extra.get(case.call.mode, 0.0)
-        if case.call.before == "interleaved":
-            seconds += 4 * self.subject.cost(case.call)
-        if case.probe in contract.CHECKS:
-            return {"opcheck": 2.0, "threads": 28 * seconds, "pair": 8 * seconds}.get(case.probe, 2 * seconds)
-        return seconds
+    def cost(self, cases: Sequence[Case]) -> float:
+        """Expected seconds of cases that are run one after the other."""
+        return sum(probes.expected(self.subject, case, first=n == 0) for n, case in enumerate(cases))
 
-    # -- running and recording -----------------------------------------------------------------------------
+    # -- running -------------------------------------------------------------------------------------------
 
-    def run(self, case: Case) -> None:
-        """Run one case and keep a finding."""
+    def run(self, case: Case, *, required: bool = True, drawn: str = "") -> None:
+        """Run one case and record what it says.
+
+        Args:
+            case: what to ask.
+            required: whether a certificate needs the answer.
+            drawn: which random case it is; empty: a planned one.
+        """
         self.doing = case.probe
-        self.cases[case.probe] += 1
+        recorder = self.recorder
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                answer = evaluate(self.subject, case)
+                outcome = evaluate(self.subject, case)
         except CertificateError as error:
-            self.skipped.append(f"{case.probe}: {error.what}")
+            recorder.skipped.append(f"{case.probe}: {error.what}")
             return
         except Exception as error:
-            self._raised(case, error)
+            recorder.count(case, drawn)
+            self._raised(case, error, drawn)
             return
-        if isinstance(answer, Difference):
-            answer = self._repeatable(answer)
-            case = answer.case
-            if case.probe in self.found:
-                return
-            case, change, answer = explain.narrow(self, answer)
-            mechanism = explain.mechanism(self.subject, case)
-            self._keep(case, explain.sentence(case), str(answer), change, mechanism)
-        elif answer is not None:
-            self._keep(case, f"{answer}, with {case.call}")
+        if isinstance(outcome, Skipped):
+            notes = recorder.skipped if required and not drawn else recorder.left_out
+            if (note := f"skipped: {case.probe}: {outcome.reason}") not in notes:
+                notes.append(note)
+            return
+        recorder.count(case, drawn)
+        if isinstance(outcome, Failed):
+            self._failed(case, outcome, drawn)
+
+    def _failed(self, case: Case, failed: Failed, drawn: str) -> None:
+        """Make a counterexample small, find its cause, and keep it."""
+        if failed.difference is None:
+            case, failed = shrinker.smaller_call(self.subject, case, failed) if drawn else (case, failed)
+            self.recorder.keep(case, f"{failed.said}, with {case.call}", drawn=drawn)
+            return
+        found = self._repeatable(failed.difference)
+        if drawn and found.case.probe != "repetition":
+            found = shrinker.settle(self.subject, found)
+        if found.case.probe in self.found:
+            return
+        case, change, found = shrinker.narrow(self.subject, found, self.recorder.settings)
+        mechanism = shrinker.mechanism(self.subject, case)
+        self.recorder.keep(case, shrinker.sentence(case), str(found), change, mechanism, drawn)
 
     def _repeatable(self, found: Difference) -> Difference:
-        """The difference itself, or that of the base with itself: a call that does not repeat explains any other."""
+        """The difference itself, or that of the base with itself.
+
+        A call that gives other bits when it is repeated differs from every other call, so that is the cause.
+        """
         base = found.case.base
         if base is None or found.case.probe == "repetition":
             return found
         again = Case("repetition", base.but(before="again"), base)
         return self.subject.compare(again) or found
 
-    def _keep(
-        self, case: Case, summary: str, difference: str = "", change: str = "", mechanism: str = ""
-    ) -> None:
-        command = command_for(self.impl, case, self.setup, self.target.device)
-        self.found[case.probe] = Finding(
-            case.probe, summary, case.to_dict(), command, difference, change, mechanism
-        )
-
-    def _raised(self, case: Case, error: Exception) -> None:
+    def _raised(self, case: Case, error: Exception, drawn: str) -> None:
         """An exception is a finding, unless memory ran out or the op itself cannot do this."""
         said = f"{type(error).__name__}: {_line(error)}"
+        left_out = self.recorder.left_out
         if isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error):
-            self.left_out.append(f"{case.probe}: {case.call}: not enough memory")
+            left_out.append(f"{case.probe}: {case.call}: not enough memory")
             return
         if case.call.mode.startswith("traced"):  # lowered as one op it works; inlined it does not
-            self.left_out.append(
+            left_out.append(
                 f"compiled: the compiler cannot look into it ({said}): register it with opaque=True"
             )
             return
-        compiling = case.call.mode not in ("eager", "functional")
-        if not compiling:
+        if case.call.mode == "deterministic" and "determinis" in str(error):
+            left_out.append(f"modes: it says that it has no deterministic form ({said})")
+            return
+        surrounded = case.call.mode not in ("eager", "functional")
+        if not surrounded:
             try:
-                native = self.subject.op._impls["native"]
-                native.func_impl_fn(*self.subject.arguments(case.call))
+                self.subject.native.func_impl_fn(*self.subject.arguments(case.call))
             except Exception:
-                self.left_out.append(f"{case.call}: the op itself cannot: {said}")
+                left_out.append(f"{case.call}: the op itself cannot: {said}")
                 return
-        probe = case.probe if compiling else "runs"
-        if probe not in self.found:
-            case = case if compiling else Case("runs", case.call)
-            self._keep(case, f"it accepts these arguments and raises {said}, with {case.call}")
+        case = case if surrounded else Case("runs", case.call)
+        self.recorder.keep(
+            case, f"it accepts these arguments and raises {said}, with {case.call}", drawn=drawn
+        )
 
 
-def evaluate(subject: Subject, case: Case) -> Difference | str | None:
-    """Run a case; ``None`` when nothing is wrong.
+def evaluate(subject: Subject, case: Case) -> Outcome:
+    """Run a case.
 
     Raises:
         CertificateError: it is no case of this implementation.
     """
-    if case.probe in contract.CHECKS:
-        return contract.check(case.probe, subject, case.call)
-    if case.probe == "selection":
-        return selecting.selection(subject, case.call)
-    if case.probe == "runs":
-        subject.run(case.call)
-        return None
-    return subject.compare(case)
-
-
-def command_for(impl: IrOpImpl, case: Case, setup: Sequence[str], device: str) -> str:
-    """The command that reproduces a case."""
-    words = ["ir-core", "verify", f"{impl.op.name}/{impl.provider}", "--case", case.key()]
-    if device != "cpu":
-        words += ["--device", device]
-    for module in setup:
-        words += ["--setup", module]
-    return shlex.join(words)
+    if case.probe not in probes.PROBES:
+        raise CertificateError(
+            f"There is no probe '{case.probe}'.", why=f"There are {', '.join(probes.PROBES)}."
+        )
+    return probes.PROBES[case.probe].run(subject, case)
 
 
 def _line(error: Exception) -> str:

@@ -1,282 +1,255 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The probes, in the order in which they run. Each compares calls that differ in one thing."""
+"""The probes, as one table: what each checks, what it costs, what a finding means, and what to do about one.
+
+The order is that of attribution, from the most specific to the least: each probe holds fixed what the ones before it
+vary, so the first that refutes names the cause. A kernel that treats odd rows differently is also seen by ``rows``,
+and ``position`` says why.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from ir_core.verification import plan, selecting
-from ir_core.verification.calls import Call, Case, Setting
-from ir_core.verification.layouts import LAYOUTS
-from ir_core.verification.pool import OTHERS
+from ir_core.verification import arguments, one_call, orders, selecting
+from ir_core.verification.outcome import PASSED, Failed, Outcome
 
 if TYPE_CHECKING:
-    from ir_core.verification.prober import Prober, Steps
-
-COMPARED: Final = 48
-"""Rows compared for each number of rows. A reordered float32 sum of squares changes rstd in one row of eight: 48 rows
-miss it once in 600 times, and several numbers of rows and settings are tried."""
+    from ir_core.verification.calls import Call, Case
+    from ir_core.verification.subject import Subject
 
 
-def everything(p: Prober, *, compiling: bool = True) -> Steps:
-    """All probes of one implementation; without ``compiling`` those that need no compiler."""
-    dtypes = plan.dtypes(p.subject)
-    small = plan.hidden_sizes(p.subject, (plan.SMALL,))[0]
-    first = Setting(dtypes[0], small)
-    if not p.accept(first):
-        accepted = [Setting(d, small) for d in dtypes[1:] if p.accept(Setting(d, small))]
-        if not accepted:
-            if p.refuted:
-                return
-            p.skipped.append(f"no setting is accepted: {p.left_out[-1] if p.left_out else ''}")
-            return
-        first = accepted[0]
-    yield from first_call(p, first)
-    yield from selection(p, first)
-    yield from invariance(p, first, thorough=True)
-    widths = plan.hidden_sizes(p.subject, plan.WIDE)
-    if not p.slow and p.accept(
-        Setting(first.dtype, widths[-1])
-    ):  # few calls, and they decide about native on a CPU
-        yield from wide_rows(p, Setting(first.dtype, widths[-1]), (1,))
-    yield from contract_probes(p, first)
-    yield from two_calls(p, first)
-    for dtype in dtypes:
-        setting = Setting(dtype, small)
-        if setting != first and p.accept(setting):
-            yield from p.pairs("numerics", str(setting), [Case("numerics", Call(**vars(setting), rows=33))])
-            yield from invariance(p, setting, thorough=False)
-    if p.done:
-        return
-    setting = Setting(first.dtype, widths[-1])
-    if setting in p.settings or p.accept(setting):
-        yield from wide(p, setting)
-    for hidden in plan.hidden_sizes(p.subject, plan.MIDDLE):
-        setting = Setting(first.dtype, hidden)
-        if p.accept(setting):
-            yield from middle(p, setting)
-    if p.done:
-        return
-    if compiling and not p.refuted:
-        yield from compiled(p, first, dtypes)
-    for setting in [Setting(d, small, v) for d in dtypes[:2] for v in plan.variant_names(p.subject, first)]:
-        if p.accept(setting):
-            yield from p.pairs("numerics", str(setting), [Case("numerics", Call(**vars(setting), rows=33))])
-            yield from neighbours(p, setting, (9,), ("NaN",))
-            yield from memory(p, setting, (3,))
-            yield from rows(p, setting, (1, 2, 33, 257), compared=12)
-    for setting in (Setting(first.dtype, widths[0]), Setting(dtypes[min(1, len(dtypes) - 1)], widths[-1])):
-        if setting not in p.settings and p.accept(setting):
-            yield from wide(p, setting)
-    yield from tall(p, first)
-    if compiling and not p.refuted:
-        yield from last(p, first)
+@dataclass(frozen=True)
+class Probe:
+    """One question to an implementation.
+
+    Args:
+        name: what findings and cases call it.
+        checks: what is checked, in a sentence.
+        means: what a finding means.
+        todo: what to do about one.
+        run: asks the question about a case.
+        calls: cost: how many calls of the case's size it makes.
+        seconds: cost besides the calls.
+        pair: whether it compares two calls on the rows that both hold; else it asks about one call.
+    """
+
+    name: str
+    checks: str
+    means: str
+    todo: str
+    run: Callable[[Subject, Case], Outcome]
+    calls: float = 1.0
+    seconds: float = 0.0
+    pair: bool = False
 
 
-def middle(p: Prober, setting: Setting) -> Steps:
-    """Usual numbers of columns: several blocks, a masked one."""
-    yield from position(p, setting, (37,))
-    yield from neighbours(p, setting, (9,), ("NaN", "huge"))
-    yield from memory(p, setting, (1, 6))
-    yield from rows(p, setting, plan.ROWS, compared=24, threads=plan.FEW_THREADS)
-    yield from rows(p, setting, plan.THREADED_ROWS, compared=8)
+def _compared(subject: Subject, case: Case) -> Outcome:
+    found = subject.compare(case)
+    return PASSED if found is None else Failed(str(found), found)
 
 
-def first_call(p: Prober, setting: Setting) -> Steps:
-    """The first call of the process, against the same call later and after others."""
-    call = Call(**vars(setting), rows=plan.FIRST_ROWS)
-    yield from p.pairs(
-        "repetition", "the first call again", [Case("repetition", call.but(before="again"), call)]
-    )
-    cases = [Case("repetition", call.but(before="interleaved"), call)]
-    yield from p.pairs("repetition", "between other shapes and dtypes", cases)
-    few = Call(**vars(setting), rows=5)
-    for name in ("inputs", "aliasing"):
-        layouts = ("contiguous", "odd_slice", "row_strided")
-        yield from p.pairs(name, "", [Case(name, few.but(layout=layout)) for layout in layouts])
+def _one(ask: Callable[[Subject, Call], Outcome]) -> Callable[[Subject, Case], Outcome]:
+    return lambda subject, case: ask(subject, case.call)
 
 
-def contract_probes(p: Prober, setting: Setting) -> Steps:
-    """What any implementation owes: right numbers, what its fake implementation says, the same in four threads."""
-    call = Call(**vars(setting), rows=5)
-    cases = [Case("numerics", call.but(rows=33)), Case("numerics", call.but(rows=6, layout="transposed"))]
-    yield from p.pairs("numerics", str(setting), cases)
-    # Not transposed: the strides of results are then the contract kit's affair, and say nothing about bits.
-    layouts = ("contiguous", "odd_slice", "row_strided", "batched")
-    cases = [Case("fake", call.but(rows=6, layout=layout)) for layout in layouts]
-    yield from p.pairs("fake", "", cases)
-    yield from p.pairs("threads", "", [Case("threads", call.but(rows=9))])
+def _runs(subject: Subject, case: Case) -> Outcome:
+    subject.run(case.call)
+    return PASSED
 
 
-def two_calls(p: Prober, setting: Setting) -> Steps:
-    """Two calls in one launch, where the implementation offers that: every dtype, and heads of an attention layer."""
-    if p.impl.pair_fn is None:
-        return
-    layouts = ("contiguous", "odd_slice", "batched", "row_strided")
-    call = Call(**vars(setting), rows=5)
-    yield from p.pairs("pair", "", [Case("pair", call.but(layout=layout)) for layout in layouts])
-    head = plan.hidden_sizes(p.subject, (plan.HEAD,))[0]
-    for dtype in plan.dtypes(p.subject):
-        for narrow in dict.fromkeys((Setting(dtype, setting.hidden), Setting(dtype, head))):
-            calls = [Call(**vars(narrow), rows=number) for number in (1, 130)]
-            if _accepted(p, calls[0]):
-                yield from p.pairs("pair", str(narrow), [Case("pair", call) for call in calls])
+_TABLE: Final = (
+    Probe(
+        "selection",
+        "The implementation that is chosen is the same for every number of rows and layout, and asked again.",
+        "Its predicate (or that of another candidate) decides by rows or memory: adding a row changes what runs.",
+        "A predicate decides from dtypes, ranks and the last dimension, nothing else.",
+        _one(selecting.selection),
+        calls=2.0,
+    ),
+    Probe(
+        "inputs",
+        "Inputs come back unmodified; an in-place implementation may change its activations.",
+        "It writes into memory that the caller still owns.",
+        "An implementation owns its inputs only when it is registered with inplace=True.",
+        _one(one_call.inputs),
+        calls=2.0,
+    ),
+    Probe(
+        "aliasing",
+        "Outputs share memory with no input, no other output, and nothing that an earlier call returned.",
+        "A result changes when its input does, or at the next call.",
+        "Allocate the outputs in each call; a kernel's static buffer is the next call's too.",
+        _one(one_call.aliasing),
+        calls=2.0,
+    ),
+    Probe(
+        "repetition",
+        "The same call gives the same bits again, ten times, and after calls with other shapes and dtypes.",
+        "It depends on chance (atomics), on a counter, or on a cache whose key lacks something.",
+        "Look for atomic additions, autotuning while serving, and workspaces that are not cleared.",
+        _compared,
+        pair=True,
+    ),
+    Probe(
+        "arguments",
+        "Another weight, epsilon or option between two calls is heeded, and the first call then gives its bits again.",
+        "Something derived from an argument is kept under a key that lacks its value: another layer gets it.",
+        "Derive it in each call, or let the key hold the tensor's identity, version and memory.",
+        _one(arguments.arguments),
+        calls=12.0,
+    ),
+    Probe(
+        "threads",
+        "Four threads that call at once get the bits that each gets alone.",
+        "Calls share a buffer, a cache or a launcher's state.",
+        "Look for module-level buffers and caches that a call writes.",
+        _one(one_call.threads),
+        calls=28.0,
+    ),
+    Probe(
+        "neighbours",
+        "A row's bits stay when the other rows hold something else: zero, huge, subnormal, Inf, NaN, copies.",
+        "Rows share a scale, a statistic or a masked lane.",
+        "Mask loads with zeros instead of multiplying, and compute every scale of one row alone.",
+        _compared,
+        pair=True,
+    ),
+    Probe(
+        "position",
+        "A row's bits stay when the batch is rolled.",
+        "Where a row stands in a tile, a program or a vector decides how it is summed.",
+        "Give the rows of the last tile, and those of every program, the same path.",
+        _compared,
+        pair=True,
+    ),
+    Probe(
+        "memory",
+        "A row's bits stay when strides, addresses, ranks or storages differ.",
+        "Alignment or contiguity chooses another vector width, layout or kernel.",
+        "Fix the order of every reduction by the number of columns alone; copy what does not fit.",
+        _compared,
+        pair=True,
+    ),
+    Probe(
+        "rows",
+        "A row's bits stay when there are more or fewer rows.",
+        "The number of rows chooses a tile, a split or a kernel: the classic violation of batch invariance.",
+        "Fix the order of every reduction by the number of columns alone.",
+        _compared,
+        pair=True,
+    ),
+    Probe(
+        "inplace",
+        "In place a row gets the bits that it gets with functional semantics.",
+        "Results are written before everything was read, or there are two kernels.",
+        "Read whole rows before writing, and use one kernel for both.",
+        _compared,
+        pair=True,
+    ),
+    Probe(
+        "pair",
+        "Two calls in one launch have the bits of two calls, in either order, and memory of their own.",
+        "The launch for two calls reduces in another order, or mixes them up.",
+        "Let both launches share the code of one row.",
+        _one(one_call.pair),
+        calls=8.0,
+    ),
+    Probe(
+        "modes",
+        "torch's inference mode, recorded gradients, autocast and deterministic algorithms change no bit.",
+        "It looks at a mode, or calls a function of torch that does.",
+        "Compute in explicit dtypes with operations that autocast leaves alone; do not ask which mode is on.",
+        _compared,
+        pair=True,
+    ),
+    Probe(
+        "compiled",
+        "Eager and compiled calls give the same bits, with static and dynamic rows.",
+        "The compiler fuses, reorders or retypes what it can look into.",
+        "Register it with opaque=True, or find what the compiler does differently.",
+        _compared,
+        pair=True,
+    ),
+    Probe(
+        "graph",
+        "A CUDA graph and an eager call give the same bits.",
+        "A launch depends on something that a capture freezes.",
+        "Choose launches by shapes and dtypes, not by what a tensor holds.",
+        _compared,
+        pair=True,
+    ),
+    Probe(
+        "history",
+        "A fresh process that makes its calls in another order gets the same bits.",
+        "It keeps what its first call chose or saw.",
+        "Choose configurations by the static arguments of each call, and keep them under all of these.",
+        _compared,
+        pair=True,
+    ),
+    Probe(
+        "order",
+        "An implementation that declares an order has the bits of the order's reference, in every element.",
+        "It computes another arithmetic than it says; where it agrees with itself, it is invariant all the same.",
+        "Follow the order's page step by step: grouping of sums, roundings, exact root and division.",
+        _one(orders.order),
+        calls=2.0,
+    ),
+    Probe(
+        "runs",
+        "A call with arguments that it accepts does not raise.",
+        "Its predicate promises what its code does not keep.",
+        "Refuse in the predicate, with a reason.",
+        _runs,
+    ),
+    Probe(
+        "numerics",
+        "Results are within the op's tolerance of a float64 reference.",
+        "It computes something else, or the bound does not fit the op; the finding says which is likelier.",
+        "The bound is the op's tolerance (op.get_tolerance) around a float64 result.",
+        _one(one_call.numerics),
+        calls=2.0,
+    ),
+    Probe(
+        "fake",
+        "Shape, dtype, strides and device are those that the fake implementation says.",
+        "A compiled graph is planned for another result than it gets.",
+        "The fake implementation is the op's native one: return its shapes, dtypes and strides.",
+        _one(one_call.fake),
+        calls=2.0,
+    ),
+    Probe(
+        "opcheck",
+        "torch.library.opcheck accepts the torch op of the implementation.",
+        "Its schema, fake or gradient registration does not fit what it does.",
+        "torch.library.opcheck's own explanation is in PyTorch's custom operators manual.",
+        _one(one_call.opcheck),
+        calls=2.0,
+        seconds=2.0,
+    ),
+)
+
+PROBES: Final[dict[str, Probe]] = {probe.name: probe for probe in _TABLE}
+"""The probes by name, in the order of attribution."""
+ATTRIBUTION: Final = tuple(PROBES)
+COMPILING: Final = {
+    "op_compiled": 1.0,
+    "op_dynamic": 1.0,
+    "traced": 1.5,
+    "traced_dynamic": 1.5,
+    "inductor": 15.0,
+}
+"""Seconds that a mode takes before its first call."""
 
 
-def invariance(p: Prober, setting: Setting, thorough: bool) -> Steps:
-    """Neighbours, position, memory, rows."""
-    if not thorough:
-        base = Call(**vars(setting), rows=33)
-        cases = [Case("repetition", base.but(before="interleaved"), base)]
-        yield from p.pairs("repetition", str(setting), cases)
-    thorough = thorough and not p.slow
-    yield from neighbours(p, setting, (9, 40) if thorough else (9,), OTHERS)
-    yield from position(p, setting, (37, 64, 200) if thorough else (37,))
-    yield from memory(p, setting, (1, 2, 6, 40) if thorough else (1, 6))
-    if p.impl.inplace:
-        call = Call(**vars(setting), rows=37)
-        yield from p.pairs("inplace", str(setting), [Case("inplace", call, call.but(mode="functional"))])
-    if thorough:
-        yield from rows(p, setting, plan.ROWS)
-    else:
-        yield from rows(p, setting, plan.SOME_ROWS, compared=24)
-
-
-def neighbours(p: Prober, setting: Setting, numbers: tuple[int, ...], contents: tuple[str, ...]) -> Steps:
-    """What the other rows hold: same number of rows, same position, other neighbours."""
-    for number in numbers:
-        base = Call(**vars(setting), rows=number)
-        cases = [Case("neighbours", base.but(others=content), base) for content in contents]
-        yield from p.pairs("neighbours", f"{setting}, {number} rows", cases)
-
-
-def position(p: Prober, setting: Setting, numbers: tuple[int, ...]) -> Steps:
-    """Where a row stands: the same rows, rolled."""
-    for number in numbers:
-        base = Call(**vars(setting), rows=number)
-        cases = [Case("position", base.but(shift=shift), base) for shift in plan.SHIFTS if shift < number]
-        yield from p.pairs("position", f"{setting}, {number} rows", cases)
-
-
-def memory(p: Prober, setting: Setting, numbers: tuple[int, ...]) -> Steps:
-    """How the batch lies in memory: same rows, same positions, other strides and addresses."""
-    activations = p.impl.op.activations
-    for number in numbers:
-        base = Call(**vars(setting), rows=number)
-        kinds = [(layout, "") for layout in LAYOUTS if layout != "contiguous"] + [("odd_weight", "")]
-        if len(activations) > 1:
-            kinds += [
-                (layout, name) for layout in ("offset", "odd_slice", "row_strided") for name in activations
-            ]
-        calls = [base.but(layout=layout, which=which) for layout, which in kinds]
-        calls = [call for call in calls if _taken(p, call)]
-        yield from p.pairs(
-            "memory", f"{setting}, {number} rows", [Case("memory", call, base) for call in calls]
-        )
-
-
-def _taken(p: Prober, call: Call) -> bool:
-    """Whether the implementation takes a layout: it may refuse a rank or a stride of the last dimension."""
-    if call.layout == "expanded" and p.impl.inplace:
-        return False  # rows that share memory cannot be donated
-    if call.layout not in ("batched", "transposed", "unit_stride", "column_strided"):
-        return True
-    return _accepted(p, call)
-
-
-def _accepted(p: Prober, call: Call) -> bool:
-    try:
-        return p.impl.refusal(p.subject.arguments(call), []) is None
-    except Exception:  # the selection probe reports a broken predicate
-        return False
-
-
-def base_rows(p: Prober, setting: Setting) -> int:
-    """Rows of the call that others are compared with: as many as the pool has, fewer where a call is slow."""
-    size = min(p.subject.pool_rows(setting), 300 if not p.slow or setting.hidden < 1024 else 64)
-    while size > 8 and p.subject.cost(Call(**vars(setting), rows=size)) > 3.0:
-        size //= 2
-    return size
-
-
-def rows(
-    p: Prober, setting: Setting, numbers: tuple[int, ...], *, compared: int = COMPARED, threads: int = 0
-) -> Steps:
-    """How many rows there are: each number against one batch; for few rows, several windows of the pool."""
-    base = Call(**vars(setting), rows=base_rows(p, setting), threads=threads if p.on_cpu else 0)
-    if p.slow:
-        compared = 4
-        numbers = tuple(n for n in numbers if n in plan.SOME_ROWS and (n < 65 or setting.hidden < 1024))
-    for number in numbers:
-        if number == base.rows:
-            continue
-        windows = range(max(1, min(compared, base.rows) // number)) if number <= base.rows else (0,)
-        starts = [(i * number) % base.rows for i in windows]
-        cases = [Case("rows", base.but(rows=number, start=start), base) for start in starts]
-        yield from p.pairs("rows", f"{setting}, {number} rows", cases, required=number <= 300)
-
-
-def wide(p: Prober, setting: Setting) -> Steps:
-    """Long rows: few of them, and many lone ones."""
-    base = Call(**vars(setting), rows=8)
-    yield from p.pairs("repetition", str(setting), [Case("repetition", base.but(before="again"), base)])
-    cases = [Case("position", base.but(shift=shift), base) for shift in (1, 3)]
-    yield from p.pairs("position", str(setting), cases)
-    cases = [Case("memory", base.but(layout=layout), base) for layout in ("offset", "odd_slice")]
-    yield from p.pairs("memory", str(setting), cases, required=False)
-    yield from wide_rows(p, setting, plan.FEW_ROWS)
-
-
-def wide_rows(p: Prober, setting: Setting, numbers: tuple[int, ...]) -> Steps:
-    """Long rows: each number against one batch."""
-    size = 8 if p.slow else min(p.subject.pool_rows(setting), 64)
-    base = Call(**vars(setting), rows=size)
-    for number in numbers:
-        if number < size:
-            starts = range(0, size, number) if number == 1 else range(0, min(size, 16), number)
-            starts = starts[:2] if p.slow else starts
-            cases = [Case("rows", base.but(rows=number, start=start), base) for start in starts]
-            yield from p.pairs("rows", f"{setting}, {number} rows", cases, required=number < 8)
-
-
-def tall(p: Prober, setting: Setting) -> Steps:
-    """More rows than 2**15, of few columns where that saves much."""
-    base = Call(**vars(setting), rows=base_rows(p, setting))
-    for number in plan.TALL:
-        cases = [Case("rows", base.but(rows=number), base)]
-        yield from p.pairs("rows", f"{setting}, {number} rows", cases, required=number > 32768)
-    cases = [Case("position", base.but(rows=plan.TALL[1], shift=7), base.but(rows=plan.TALL[1]))]
-    yield from p.pairs("position", f"{setting}, {plan.TALL[1]} rows", cases, required=False)
-
-
-def selection(p: Prober, first: Setting) -> Steps:
-    """Which implementation is chosen."""
-    cases = [Case("selection", Call(**vars(first), rows=2))]
-    if (call := selecting.one_column(p.subject, first.dtype)) is not None:
-        cases.append(Case("selection", call))
-    yield from p.pairs("selection", "", cases)
-
-
-def compiled(p: Prober, first: Setting, dtypes: tuple[str, ...]) -> Steps:
-    """Eager against compiled: the op that a lowered graph calls, and what the compiler makes of the function."""
-    call = Call(**vars(first), rows=48)
-    modes = ["op", "op_dynamic", "op_compiled"]
-    if not p.impl.opaque:
-        modes += ["traced", "traced_dynamic"]
-    for mode in modes:
-        calls = [call] if "dynamic" not in mode else [call.but(rows=5), call, call.but(rows=7, start=9)]
-        if mode == "op":
-            calls += [call.but(dtype=dtype, rows=9) for dtype in dtypes[1:]]
-        cases = [Case("compiled", c.but(mode=mode), c) for c in calls]
-        yield from p.pairs("compiled", mode, cases)
-    if p.subject.device.type == "cuda":
-        cases = [Case("graph", call.but(mode="graph", rows=n), call.but(rows=n)) for n in (1, 7, 48)]
-        yield from p.pairs("graph", "", cases)
-
-
-def last(p: Prober, first: Setting) -> Steps:
-    """What takes seconds: torch's own check of the op, and Inductor."""
-    call = Call(**vars(first), rows=5)
-    yield from p.pairs("opcheck", "", [Case("opcheck", call)])
-    case = Case("compiled", call.but(mode="inductor", rows=48), call.but(rows=48))
-    yield from p.pairs("compiled", "inductor", [case], required=False)
+def expected(subject: Subject, case: Case, *, first: bool = True) -> float:
+    """Expected seconds of a case; ``first``: its mode was not compiled yet."""
+    probe = PROBES[case.probe]
+    one = subject.cost(case.call)
+    seconds = probe.calls * one + probe.seconds + (COMPILING.get(case.call.mode, 0.0) if first else 0.0)
+    if case.call.before == "interleaved":
+        seconds += 4 * one
+    elif case.call.before == "again":
+        seconds += (subject.repeats(case.call) - 1) * one
+    return seconds

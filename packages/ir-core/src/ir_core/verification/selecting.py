@@ -17,6 +17,7 @@ from ir_core.policy import OpPolicy, Policy
 from ir_core.selection import select
 from ir_core.verification.calls import Call
 from ir_core.verification.layouts import LAYOUTS
+from ir_core.verification.outcome import PASSED, Failed, Outcome
 
 if TYPE_CHECKING:
     from ir_core.verification.subject import Subject
@@ -36,7 +37,7 @@ def _rows_of_one_column(subject: Subject, call: Call) -> list[list[Any]]:
     return [plain, turned]
 
 
-def selection(subject: Subject, call: Call) -> str | None:
+def selection(subject: Subject, call: Call) -> Outcome:
     """Whether the choice is the same for every number of rows and layout, in the setting of ``call``."""
     impl, op = subject.impl, subject.op
     policy = Policy(
@@ -58,11 +59,11 @@ def selection(subject: Subject, call: Call) -> str | None:
             for _ in range(2):  # a predicate with a memory answers differently the second time
                 choice = _choice(subject, policy, args)
                 if choice.startswith("its predicate is broken"):
-                    return f"{choice} ({what})"
+                    return Failed(f"{choice} ({what})")
                 known = seen.setdefault(_facts(args), (choice, what))
                 if known[0] != choice:
-                    return f"{known[1]}: {known[0]}; {what}: {choice}"
-    return None
+                    return Failed(f"{known[1]}: {known[0]}; {what}: {choice}")
+    return PASSED
 
 
 def _facts(args: list[Any]) -> Any:
@@ -86,7 +87,7 @@ def _choice(subject: Subject, policy: Policy, args: list[Any]) -> str:
 
 def one_column(subject: Subject, dtype: str) -> Call | None:
     """The call of rows of one element, if the op's inputs have such."""
-    call = Call(dtype, 1, rows=2)
+    call = Call(dtype, 1, rows=2, seed=subject.seed)
     try:
         args = subject.arguments(call)
     except Exception:  # the op's generator has no such input

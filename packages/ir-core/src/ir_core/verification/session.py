@@ -1,21 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Verify: share a time budget among implementations, and write down what was found."""
+"""Verify: a session over several implementations on one device, from the budget to the certificates."""
 
 from __future__ import annotations
 
-import datetime
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final
 
 import torch
 
 from ir_core.errors import CertificateError, IrError
-from ir_core.verification import evidence, history, identity, plan, store
+from ir_core.verification import evidence, history, identity, planned, random_cases, schedule, store
 from ir_core.verification.calls import Case
-from ir_core.verification.certificate import Certificate, Finding, Verdict
-from ir_core.verification.prober import Prober, Step, Steps, Stop, command_for, evaluate
+from ir_core.verification.certificate import Certificate
+from ir_core.verification.outcome import Failed, Skipped
+from ir_core.verification.prober import Prober, Stop, evaluate
+from ir_core.verification.schedule import Progress, Steps
 from ir_core.verification.subject import threads
 
 if TYPE_CHECKING:
@@ -26,8 +27,6 @@ if TYPE_CHECKING:
 
 DEFAULT_BUDGET: Final = 60.0
 """Seconds for everything installed, on a CPU machine of two cores."""
-GREED: Final = 0.25
-"""Part of an implementation's fair share of the remaining time that one step may take before its turn at the end."""
 
 
 @dataclass
@@ -60,20 +59,6 @@ class Report:
             "unsupported": self.unsupported,
             "files": [str(file) for file in self.files],
         }
-
-
-class Progress(Protocol):
-    """Told what happens; the command line draws it."""
-
-    def update(self, probers: Sequence[Prober], remaining: float) -> None:
-        """Something was done."""
-
-
-class Silent:
-    """Draws nothing."""
-
-    def update(self, probers: Sequence[Prober], remaining: float) -> None:
-        """Something was done."""
 
 
 def implementations(names: Iterable[str] = ()) -> list[IrOpImpl]:
@@ -140,20 +125,25 @@ def verify(
     fresh_process: bool = True,
     save: bool = True,
     stop: Stop = "never",
+    random: int | None = None,
     progress: Progress | None = None,
 ) -> Report:
     """Try to refute each implementation on one device within a time budget.
 
+    Planned cases come first. The rest of the budget belongs to random ones, all of it unless ``random`` says how many.
+
     Args:
         impls: what to verify; by default everything installed.
         device: torch's name of the device; by default the first one.
-        budget: seconds for all of them together. One step that has begun is finished.
+        budget: seconds for all of them together. One step that has begun is finished; cheap steps without which there
+            is no certificate may take as long again, for a machine that is busy.
         seed: of the inputs.
         setup: ``module`` or ``module:function`` that registers implementations, for the fresh process.
         fresh_process: compare with a second process as well (``history.py``).
         save: write certificates to the user's cache, where dispatch reads them.
         stop: when to stop with a refuted implementation: ``never``, after the ``small`` settings, at the ``first``
             counterexample.
+        random: how many random cases of each implementation to run at most; ``None``: as the budget allows.
         progress: told about every step.
 
     Returns:
@@ -170,9 +160,10 @@ def verify(
     child = history.Child(runnable, target.device, setup, seed) if fresh_process and runnable else None
     try:
         with torch.no_grad(), threads(1):  # what is not under test needs no threads, and waits for none
-            _share(probers, began + budget, progress or Silent())
+            work: dict[schedule.Worker, Steps] = {p: _steps(p, random) for p in probers}
+            schedule.share_time(work, began + budget, budget, progress)
             if child is not None:
-                _check_history(probers, child.results(began + budget - time.monotonic()))
+                _check_history(probers, child.results(began + 2 * budget - time.monotonic()))
     finally:
         if child is not None:
             child.close()
@@ -180,7 +171,7 @@ def verify(
         unsupported={f"{i.op.name}/{i.provider}": reason for i, reason in reasons.items() if reason}
     )
     for prober in probers:
-        report.certificates.append(certificate(prober))
+        report.certificates.append(prober.recorder.certificate(prober.spent))
         if save:
             key = identity.key(prober.impl, target)
             report.files.append(store.save(report.certificates[-1], key))
@@ -198,100 +189,33 @@ def _act_on_it() -> None:
     dispatch.reset_all()
 
 
-def _share(probers: Sequence[Prober], deadline: float, progress: Progress) -> None:
-    """Run the probers' steps: next is who has had the least time, counting what the step would take."""
-    waiting: dict[Prober, tuple[Steps, Step]] = {}
-    fair = (deadline - time.monotonic()) / max(len(probers), 1)
-    for prober in probers:
-        _advance(prober, prober.steps(), None, waiting)
-    while waiting:
-        prober = min(waiting, key=lambda p: p.spent + waiting[p][1].seconds)
-        steps, step = waiting.pop(prober)
-        remaining = deadline - time.monotonic()
-        share, part = remaining / (len(waiting) + 1), 1.0 if step.patient else GREED
-        # Who was cheap so far may end with something dear.
-        owed = fair - prober.spent if step.patient else 0.0
-        allowed = step.seconds <= min(max(part * share, owed, 0.02), max(remaining, 0.0))
-        prober.doing = step.probe
-        progress.update(probers, remaining)
-        _advance(prober, steps, allowed, waiting)
-        prober.doing = "done" if prober not in waiting else prober.doing
-    progress.update(probers, max(deadline - time.monotonic(), 0.0))
-
-
-def run_alone(prober: Prober, steps: Steps, seconds: float) -> None:
-    """Run some steps of one prober within a time."""
-    waiting: dict[Prober, tuple[Steps, Step]] = {}
-    until = time.monotonic() + seconds
-    with torch.no_grad(), threads(1):
-        _advance(prober, steps, None, waiting)
-        while waiting:
-            started, step = waiting.pop(prober)
-            _advance(prober, started, until - time.monotonic() > step.seconds or not prober.cases, waiting)
-
-
-def _advance(
-    prober: Prober, steps: Steps, allowed: bool | None, waiting: dict[Prober, tuple[Steps, Step]]
-) -> None:
-    """Let a prober go on to its next step, on its own clock."""
-    start = time.monotonic()
-    try:
-        step = next(steps) if allowed is None else steps.send(allowed)
-        waiting[prober] = (steps, step)
-    except StopIteration:
-        pass
-    except IrError as error:
-        prober.skipped.append(error.what)
-    except Exception as error:  # of the op's generator, say: not a verdict about the implementation
-        prober.skipped.append(f"the verification stopped: {type(error).__name__}: {error}")
-    finally:
-        prober.spent += time.monotonic() - start
+def _steps(prober: Prober, most: int | None) -> Steps:
+    """Everything: planned cases, those that were put off, and random ones."""
+    yield from planned.everything(prober)
+    yield from prober.put_off()
+    if prober.recorder.settings:
+        yield from random_cases.steps(prober, most)
 
 
 def _check_history(probers: Sequence[Prober], told: dict[str, Any]) -> None:
     for prober in probers:
+        recorder = prober.recorder
         mine = told.get(f"{prober.impl.op.name}/{prober.impl.provider}")
-        if not mine or "error" in mine:
-            why = mine["error"] if mine else "no answer within the budget"
-            prober.left_out.append(f"history: the fresh process could not run it: {why}")
+        if mine is None:
+            recorder.skipped.append("not reached: history: no answer of the fresh process within the budget")
             continue
-        prober.cases["history"] += len(mine)
+        if "error" in mine:
+            recorder.left_out.append(f"history: the fresh process could not run it: {mine['error']}")
+            continue
+        recorder.cases["history"] += len(mine)
         try:
             found = history.compare(prober.subject, mine)
         except Exception as error:
-            prober.left_out.append(f"history: {type(error).__name__}: {error}")
+            recorder.left_out.append(f"history: {type(error).__name__}: {error}")
             continue
         if found is not None:
             call, said = found
-            case = Case("history", call)
-            command = command_for(prober.impl, case, prober.setup, prober.target.device)
-            prober.found["history"] = Finding("history", f"{said}, with {call}", case.to_dict(), command)
-
-
-def certificate(prober: Prober) -> Certificate:
-    """What a prober found, as a value."""
-    impl = prober.impl
-    findings = sorted(prober.found.values(), key=lambda f: plan.ATTRIBUTION.index(f.probe))
-    verdict: Verdict = "refuted" if findings else "inconclusive" if prober.skipped else "certified"
-    return Certificate(
-        op=impl.op.name,
-        provider=impl.provider,
-        distribution=impl.distribution,
-        version=impl.version,
-        uuid=impl.uuid(),
-        device=identity.device(prober.target),
-        declared=impl.batch_invariant,
-        verdict=verdict,
-        findings=tuple(findings),
-        cases=dict(sorted(prober.cases.items())),
-        skipped=(*(f"not reached: {note}" for note in prober.skipped), *prober.left_out),
-        settings=tuple(str(setting) for setting in prober.settings),
-        seconds=round(prober.spent, 2),
-        created=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-        seed=prober.subject.seed,
-        software=identity.software(),
-        not_covered=impl.not_covered(),
-    )
+            recorder.keep(Case("history", call), f"{said}, with {call}")
 
 
 def reproduce(
@@ -304,12 +228,14 @@ def reproduce(
         return _reproduce_history(prober)
     with torch.no_grad():
         try:
-            answer = evaluate(prober.subject, case)
+            outcome = evaluate(prober.subject, case)
         except IrError:
             raise
         except Exception as error:
             return f"It raises {type(error).__name__}: {error}"
-    return None if answer is None else str(answer)
+    if isinstance(outcome, Skipped):
+        raise CertificateError(f"The case cannot be run here: {outcome.reason}.")
+    return outcome.said if isinstance(outcome, Failed) else None
 
 
 def _reproduce_history(prober: Prober) -> str | None:
@@ -318,7 +244,7 @@ def _reproduce_history(prober: Prober) -> str | None:
         _check_history([prober], child.results(120.0))
     finally:
         child.close()
-    if prober.left_out:
-        raise CertificateError(prober.left_out[0])
+    if left := (*prober.recorder.skipped, *prober.recorder.left_out):
+        raise CertificateError(left[0])
     found = prober.found.get("history")
     return found.summary if found else None

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import time
 from collections import OrderedDict
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from ir_core.impl import IrOpImpl
     from ir_core.target import Target
 
+KEPT_POOLS: Final = 4
 KEPT_ELEMENTS: Final = 1 << 24
 """Results kept for comparison, in elements."""
 
@@ -74,7 +76,7 @@ class Subject:
         self.impl, self.op, self.target, self.seed = impl, impl.op, target, seed
         self.device = torch.device(target.device)
         self.threads = torch.get_num_threads()
-        self._pools: OrderedDict[Setting, tuple[Any, ...]] = OrderedDict()
+        self._pools: OrderedDict[tuple[Any, ...], tuple[Any, ...]] = OrderedDict()
         self._results: OrderedDict[Call, list[Tensor]] = OrderedDict()
         self._runners: dict[str, Callable[[list[Any]], Any]] = {}
         self._costs: dict[tuple[int, int], float] = {}
@@ -83,30 +85,55 @@ class Subject:
 
     # -- inputs --------------------------------------------------------------------------------------------
 
-    def pool(self, setting: Setting) -> tuple[Any, ...]:
-        """The pool of a setting; the last few are kept."""
-        if setting not in self._pools:
-            self._pools[setting] = pool.make_pool(self.op, setting, self.seed, self.device)
-            while len(self._pools) > 4:
+    def call(self, setting: Setting, **fields: Any) -> Call:
+        """A call in a setting, with this subject's seed."""
+        return Call(**{"seed": self.seed, **vars(setting), **fields})
+
+    def pool(self, call: Call, scaled: bool = True) -> tuple[Any, ...]:
+        """The pool that a call's rows come from; the last few are kept."""
+        key = (call.setting, call.seed, call.values, call.statics, scaled)
+        if key not in self._pools:
+            self._pools[key] = pool.make_pool(
+                self.op, call.setting, call.seed, self.device, scaled, call.values, call.statics
+            )
+            while len(self._pools) > KEPT_POOLS:
                 self._pools.popitem(last=False)
-        self._pools.move_to_end(setting)
-        return self._pools[setting]
+        self._pools.move_to_end(key)
+        return self._pools[key]
 
     def generated(self, call: Call) -> list[Any]:
         """Arguments of a call with rows as the op's generator makes them, for which its tolerances are meant."""
-        made = pool.make_pool(self.op, call.setting, self.seed, self.device, scaled=False)
-        return pool.arguments(self.op, call, made)
+        return pool.arguments(self.op, call, self.pool(call, scaled=False))
 
     def pool_rows(self, setting: Setting) -> int:
         return pool.pool_rows(setting.hidden)
 
     def arguments(self, call: Call) -> list[Any]:
         """Fresh arguments of a call."""
-        return pool.arguments(self.op, call, self.pool(call.setting))
+        return pool.arguments(self.op, call, self.pool(call))
 
     def refusal(self, setting: Setting) -> str | None:
         """Why the implementation does not take this setting, or ``None``."""
-        return self.impl.refusal(self.arguments(Call(**vars(setting), rows=2)), [])
+        return self.impl.refusal(self.arguments(self.call(setting, rows=2)), [])
+
+    @property
+    def native(self) -> IrOpImpl:
+        """What the op means."""
+        return self.op.impls["native"]
+
+    @property
+    def overload(self) -> Any:
+        """The torch op that a lowered graph calls."""
+        return getattr(getattr(torch.ops.ir_core, self.op.name), self.impl.provider)
+
+    @property
+    def interpreted(self) -> bool:
+        """Whether it can run here only because Triton interprets its kernels."""
+        feature = "triton_interpreter"
+        if feature not in self.target.features or self.impl.requires is None:
+            return False
+        compiled = dataclasses.replace(self.target, features=self.target.features - {feature})
+        return not self.impl.requires.check(compiled)
 
     # -- calls ---------------------------------------------------------------------------------------------
 
@@ -117,7 +144,7 @@ class Subject:
             CertificateError: an output does not carry the rows.
         """
         tensors = results if isinstance(results, tuple | list) else (results,)
-        found = []
+        found: list[Tensor] = []
         for number, tensor in enumerate(tensors):
             if not isinstance(tensor, Tensor) or tensor.dim() == 0 or tensor.numel() % rows:
                 raise CertificateError(f"Output {number} of {self.impl.label} does not carry {rows} rows.")

@@ -1,16 +1,36 @@
 # SPDX-License-Identifier: Apache-2.0
 """Honest implementations: unusual, slow or careful, and batch-invariant."""
 
+import weakref
+
 import torch
 from torch import Tensor
 
 from ir_core.ops.canonical import canonical_rstd
-from ir_core.testing.mutants import ADD_NORM, Mutant, blocked_sum, finish, norm
+from mutants import ADD_NORM, SCALED, Mutant, blocked_sum, finish, norm
 
 
 def _canonical(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
     x32 = x.to(torch.float32)
     return (x32 * canonical_rstd(x32, x.shape[-1], epsilon) * weight.to(torch.float32)).to(x.dtype)
+
+
+_weights: dict[int, tuple[weakref.ref[Tensor], int, Tensor]] = {}
+
+
+def _keeps_weights(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
+    """A derived weight, kept while it is the same tensor with the same contents."""
+    kept = _weights.get(id(weight))
+    if weight.is_inference():  # has no version
+        return norm(x, weight, epsilon)
+    if kept is None or kept[0]() is not weight or kept[1] != weight._version:
+        kept = _weights[id(weight)] = (weakref.ref(weight), weight._version, weight.clone())
+    return norm(x, kept[2], epsilon)
+
+
+def _both_forms(x: Tensor, weight: Tensor, epsilon: float, form: str = "plain") -> Tensor:
+    made = norm(x.to(torch.float32), weight, epsilon)
+    return (made if form == "plain" else made * 0.5).to(x.dtype)
 
 
 def _row_by_row(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
@@ -39,7 +59,9 @@ def _add_in_place(x: Tensor, x_residual: Tensor, weight: Tensor, epsilon: float)
 
 
 MUTANTS = [
-    Mutant("canonical", _canonical, "the canonical order"),
+    Mutant("canonical", _canonical, "the order 'tree', and says so", order="tree"),
+    Mutant("keeps_weights", _keeps_weights, "keeps a derived weight by identity and version"),
+    Mutant("both_forms", _both_forms, "both values of an option", op=SCALED),
     Mutant("row_by_row", _row_by_row, "a loop over rows, slow"),
     Mutant("order_by_columns", _order_by_columns, "another order by the number of columns, which is static"),
     Mutant("order_by_dtype", _order_by_dtype, "another order by dtype, which is static"),

@@ -4,7 +4,7 @@
 import torch
 from torch import Tensor
 
-from ir_core.testing.mutants import Mutant, blocked_sum, finish, mixed, norm, rows_of
+from mutants import Mutant, blocked_sum, finish, mixed, norm, rows_of
 
 
 def _block_size_by_rows(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:

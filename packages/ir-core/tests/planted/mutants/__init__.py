@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Planted violations of batch invariance, each a bug that somebody has shipped or could, and honest neighbours.
+"""Planted violations of batch invariance, each a bug that was shipped or could be, and honest neighbours.
 
-They are implementations of two scratch ops in plain torch; what a Triton kernel does with masks, tiles and tuners
+They are implementations of some scratch ops in plain torch; what a Triton kernel does with masks, tiles and tuners
 is imitated. :func:`register` makes the ops and :func:`unregister` takes them away; importing does nothing. The
 verification must refute every mutant, by the probe that names its cause, and certify what is honest
 (``docs/mutants.md`` is the table).
@@ -22,7 +22,11 @@ if TYPE_CHECKING:
 
 NORM: Final = "scratch_norm"
 ADD_NORM: Final = "scratch_add_norm"
-SETUP: Final = "ir_core.testing.mutants:register"
+SCALED: Final = "scratch_scaled"
+SOFTMAX: Final = "scratch_softmax"
+LAYER_NORM: Final = "scratch_layer_norm"
+OPS: Final = (NORM, ADD_NORM, SCALED, SOFTMAX, LAYER_NORM)
+SETUP: Final = "mutants:register"
 """What a fresh process runs to have the mutants (``verify(setup=[SETUP])``)."""
 
 
@@ -39,6 +43,9 @@ class Mutant:
         op: the scratch op it implements.
         predicate: its ``supports_args``.
         inplace: whether it may write into its activations.
+        functional: its form into memory of its own.
+        order: the order that it declares.
+        drawn: whether no planned case meets it, so that random ones have to.
     """
 
     name: str
@@ -49,6 +56,9 @@ class Mutant:
     op: str = NORM
     predicate: Callable[..., Any] | None = None
     inplace: bool = False
+    functional: Callable[..., Any] | None = None
+    order: str = ""
+    drawn: bool = False
 
     @property
     def honest(self) -> bool:
@@ -57,9 +67,10 @@ class Mutant:
 
 def all_mutants() -> list[Mutant]:
     """Every mutant and every honest implementation."""
-    from ir_core.testing import mutants_history, mutants_honest, mutants_layout, mutants_rows
+    from mutants import arguments, drawn, history, honest, layout, modes, numbers, orders, rows
 
-    return [*mutants_rows.MUTANTS, *mutants_layout.MUTANTS, *mutants_history.MUTANTS, *mutants_honest.MUTANTS]
+    kinds = (rows, layout, history, arguments, modes, orders, numbers, drawn, honest)
+    return [mutant for kind in kinds for mutant in kind.MUTANTS]
 
 
 def register() -> dict[str, IrOpImpl]:
@@ -70,17 +81,27 @@ def register() -> dict[str, IrOpImpl]:
         _make_ops()
         for mutant in all_mutants():
             IrOp.registry[mutant.op].register_impl(
-                mutant.name, supports_args=mutant.predicate, inplace=mutant.inplace, batch_invariant=True
+                mutant.name,
+                supports_args=mutant.predicate,
+                inplace=mutant.inplace,
+                functional=mutant.functional,
+                batch_invariant=True,
+                **_declares(mutant.order),
             )(mutant.fn)
-    ops = (IrOp.registry[NORM], IrOp.registry[ADD_NORM])
-    return {f"{op.name}/{name}": impl for op in ops for name, impl in op.impls.items() if name != "native"}
+    ops = (IrOp.registry[name] for name in OPS)
+    builtin = ("native", "portable")
+    return {f"{op.name}/{name}": impl for op in ops for name, impl in op.impls.items() if name not in builtin}
+
+
+def _declares(order: str) -> dict[str, Any]:
+    return {"canonical": True} if order else {}
 
 
 def unregister() -> None:
     """Take the scratch ops away."""
     from ir_core.op import IrOp
 
-    for name in (NORM, ADD_NORM):
+    for name in OPS:
         if name in IrOp.registry:
             IrOp.registry[name].unregister()
 
@@ -91,9 +112,22 @@ def _make_ops() -> None:
 
     norm: IrOp = register_op(_scratch_norm, name=NORM, has_reduction=True)
     add: IrOp = register_op(_scratch_add_norm, name=ADD_NORM, has_reduction=True, allow_inplace=True)
-    norm.register_input_generator(_norm_inputs)
-    add.register_input_generator(_add_inputs)
-    for op in (norm, add):
+    scaled: IrOp = register_op(_scratch_scaled, name=SCALED, has_reduction=True)
+    softmax: IrOp = register_op(_scratch_softmax, name=SOFTMAX, has_reduction=True)
+    layer_norm: IrOp = register_op(_scratch_layer_norm, name=LAYER_NORM, has_reduction=True)
+    norm._register_builtin("portable", batch_invariant=True)(_scratch_norm_portable)
+    for op, generator in (
+        (norm, _norm_inputs),
+        (add, _add_inputs),
+        (scaled, _scaled_inputs),
+        (softmax, _softmax_inputs),
+        (layer_norm, _norm_inputs),
+    ):
+        op.register_input_generator(generator)
+    for op in (norm, add, scaled, layer_norm):
+        op.register_values(epsilon=(1e-6, 1e-5, 1e-3))
+    scaled.register_values(form=("plain", "half"))
+    for op in (norm, add, scaled):
         for dtype in (torch.float32, torch.bfloat16, torch.float16):
             # Three roundings of the result and the statistics in float32, as for rms_norm.
             op.override_tolerance(dtype, **bound(dtype, 3 * unit_roundoff(dtype) + 2.0**-16))
@@ -108,6 +142,16 @@ def _add_inputs(num_tokens: int, hidden_size: int, dtype: torch.dtype) -> tuple[
     return x, torch.randn(num_tokens, hidden_size, dtype=dtype), weight, epsilon
 
 
+def _scaled_inputs(
+    num_tokens: int, hidden_size: int, dtype: torch.dtype, form: str = "half"
+) -> tuple[Any, ...]:
+    return *_norm_inputs(num_tokens, hidden_size, dtype), form
+
+
+def _softmax_inputs(num_tokens: int, hidden_size: int, dtype: torch.dtype) -> tuple[Any, ...]:
+    return (torch.randn(num_tokens, hidden_size, dtype=dtype) * 4,)
+
+
 def _scratch_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
     x32 = x.to(torch.float32)
     rstd = torch.rsqrt(x32.pow(2).mean(-1, keepdim=True) + epsilon)
@@ -118,6 +162,29 @@ def _scratch_add_norm(x: Tensor, x_residual: Tensor, weight: Tensor, epsilon: fl
     x32 = x.to(torch.float32) + x_residual.to(torch.float32)
     rstd = torch.rsqrt(x32.pow(2).mean(-1, keepdim=True) + epsilon)
     return (x32 * rstd * weight.to(torch.float32)).to(x.dtype), x32.to(x.dtype)
+
+
+def _scratch_norm_portable(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
+    from ir_core.ops.canonical import canonical_rstd
+
+    x32 = x.to(torch.float32)
+    return (x32 * canonical_rstd(x32, x.shape[-1], epsilon) * weight.to(torch.float32)).to(x.dtype)
+
+
+def _scratch_scaled(x: Tensor, weight: Tensor, epsilon: float, form: str = "plain") -> Tensor:
+    made = _scratch_norm(x.to(torch.float32), weight, epsilon)
+    return (made if form == "plain" else made * 0.5).to(x.dtype)
+
+
+def _scratch_softmax(x: Tensor) -> Tensor:
+    return torch.softmax(x.to(torch.float32), -1).to(x.dtype)
+
+
+def _scratch_layer_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
+    made = torch.nn.functional.layer_norm(
+        x.to(torch.float32), x.shape[-1:], weight.to(torch.float32), None, epsilon
+    )
+    return made.to(x.dtype)
 
 
 # -- what the implementations are made of ------------------------------------------------------------------
@@ -151,7 +218,7 @@ def finish(x32: Tensor, total: Tensor, weight: Tensor, epsilon: float, dtype: to
 def norm(x: Tensor, weight: Tensor, epsilon: float, block: int = 64) -> Tensor:
     """An honest norm: the same bits for a row whatever stands beside it."""
     x32 = x.to(torch.float32)
-    block *= max(x.shape[-1] // 4096, 1)  # no thousand blocks
+    block <<= max(x.shape[-1] // 4096, 1).bit_length() - 1  # no thousand blocks
     return finish(x32, blocked_sum(x32 * x32, block), weight, epsilon, x.dtype)
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ir_core.testing.mutants import ADD_NORM, Mutant, norm, rows_of
+from mutants import ADD_NORM, Mutant, norm, rows_of
 
 
 def _alignment(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ir_core.testing.mutants import Mutant, blocked_sum, finish, norm, rows_of
+from mutants import Mutant, blocked_sum, finish, norm, rows_of
 
 _tuned: dict[int, int] = {}
 _seen: set[tuple[Any, ...]] = set()
