@@ -19,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import audit_models as models
 
+import ir_core
 from ir_core.auditing import audit
 from ir_core.errors import AuditError
 
@@ -205,6 +206,37 @@ def test_what_cannot_be_told_is_said() -> None:
     assert "untold" in {note.kind for note in report.notes} or report.varies
 
 
+def last_token(x: torch.Tensor) -> torch.Tensor:
+    """Indices that count rows of the batch: for the last rows alone they would point past the end."""
+    lengths = (x[:, 0, 0] > 0).long() + 1
+    return models.exact(x)[torch.arange(len(x)), lengths] * 2
+
+
+def routed_tokens(x: torch.Tensor) -> torch.Tensor:
+    """A loop over what a router chose, as mixtures of experts are written."""
+    flat = x.flatten(0, 1)
+    expert = (flat[:, 0] > 0).long()
+    out = torch.zeros_like(flat)
+    for i in range(2):
+        (tokens,) = torch.where(expert == i)
+        out.index_add_(0, tokens, models.norm(flat[tokens].view(-1, 1, models.HIDDEN))[:, 0])
+    return out.view_as(x)
+
+
+def test_indices_that_count_rows_are_never_run_for_a_part() -> None:
+    report = audit(last_token, models.activations())
+    assert not report.varies, report.explain()
+    assert not report.notes, report.explain()
+
+
+def test_rows_are_followed_through_a_router() -> None:
+    report = audit(routed_tokens, models.activations())
+    assert [found.op for found in report.findings] == ["planted.norm"], report.explain()
+    assert {(note.kind, note.op) for note in report.notes} == {("untold", "aten.index_add_")}, (
+        report.explain()
+    )
+
+
 def compiled(x: torch.Tensor) -> torch.Tensor:
     if x.shape[0] < 4:
         return torch.tanh(x) * 3.1 * 1.7
@@ -241,3 +273,20 @@ def test_a_transformers_qwen3_names_its_products_and_nothing_else() -> None:
     assert report.first.place.module == "model.layers.0.self_attn.q_proj"
     assert Path(report.first.place.file).name == "modeling_qwen3.py"
     assert not report.notes, report.explain()
+
+
+def test_compiled_against_eager_names_the_first_kernel() -> None:
+    torch._dynamo.reset()
+    x = (torch.randn(8, 64, generator=torch.Generator().manual_seed(0))).bfloat16()
+    report = audit(lambda x: ((x * 1.3) * 1.7 + x) * 0.3, x, mode="compiled")
+    assert [found.kind for found in report.findings] == ["compiled kernel"], report.explain()
+    assert report.first is not None and "cpp_fused" in report.first.op
+    assert "emulate_precision_casts" in report.first.cure
+    assert Path(report.first.place.file).name == "test_audit.py"
+    assert report.outputs[8].elements == report.first.difference.elements
+    whole = audit(lambda x: x * 2 + 1, x.float().round(), mode="compiled")
+    assert whole.judged == 1 and not whole.varies, whole.explain()
+
+
+def test_it_is_a_function_of_the_package() -> None:
+    assert ir_core.audit is audit

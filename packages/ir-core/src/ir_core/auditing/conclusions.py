@@ -23,6 +23,7 @@ def report(
     *,
     sizes: tuple[int, ...],
     ways: Callable[[int], Sequence[Detour]],
+    by_contents: Mapping[int, Sequence[Detour]],
     outputs: Mapping[int, Difference],
     changed_again: bool,
     device: torch.device,
@@ -32,6 +33,7 @@ def report(
 
     Args:
         ways: where a run of so many rows does something else than the whole; it runs the model.
+        by_contents: by number of rows, where such a run goes another way because of what the rows hold.
         outputs: by number of rows, how the model's own outputs differ.
         changed_again: whether the whole batch gave other outputs when it was run again.
     """
@@ -43,10 +45,10 @@ def report(
     findings = [_finding(reference, events, calls, device) for events in by_op.values()]
     findings += _paths(reference, ways)
     findings.sort(key=lambda found: found.step)
-    notes = _notes(reference, changed_again)
+    notes = _notes(reference, changed_again) + _by_contents(reference, by_contents)
     explained = {rows for found in findings for rows in found.by_rows}
     if not any(note.changes for note in notes):
-        notes += _unseen(outputs, explained)
+        notes += _unseen(outputs, explained, any(note.kind == "untold" for note in notes))
     return Report(
         mode="batch",
         batch=reference.batch,
@@ -175,11 +177,13 @@ def _notes(reference: Reference, changed_again: bool) -> list[Note]:
     for name, place, count in _counted(reference.random):
         text = f"{name} at {place} takes random numbers{_times(count)}: a row's depend on where it stands in the batch"
         found.append(Note("random", name, place, text, True))
-    mixes = [(e.name, e.place) for e in reference.events if e.diagnosis.verdict == "mixes"]
-    for name, place, count in _counted(mixes):
+    mixed = [event for event in reference.events if event.diagnosis.verdict == "mixes"]
+    counts = {(event.name, event.place) for event in mixed if event.whole}
+    for name, place, count in _counted((event.name, event.place) for event in mixed):
         over = f"works over the batch itself{_times(count)}"
         text = f"{name} at {place} {over}: a row's bits depend on what other rows hold"
-        found.append(Note("mixes", name, place, text, True))
+        # Whole numbers are counts and positions: a program may use them without a row's values depending on them.
+        found.append(Note("mixes", name, place, text, (name, place) not in counts))
     unsteady = [(e.name, e.place) for e in reference.events if e.diagnosis.verdict == "unrepeatable"]
     for name, place, count in _counted(unsteady):
         text = f"{name} at {place} gives other bits when the same call is repeated{_times(count)}"
@@ -206,7 +210,27 @@ def _notes(reference: Reference, changed_again: bool) -> list[Note]:
     return found
 
 
-def _unseen(outputs: Mapping[int, Difference], explained: set[int]) -> list[Note]:
+def _by_contents(reference: Reference, by_contents: Mapping[int, Sequence[Detour]]) -> list[Note]:
+    places: dict[Place, list[int]] = {}
+    for rows, detours in by_contents.items():
+        for detour in detours:
+            step = reference.steps[min(detour.whole[0], len(reference.steps) - 1)]
+            if rows not in places.setdefault(step.place, []):
+                places[step.place].append(rows)
+    return [
+        Note(
+            "untold",
+            "",
+            place,
+            f"cannot tell at {place}: the program looks at values there and goes another way for "
+            f"{', '.join(map(str, rows))} rows; what it computes on these lines is not compared with them",
+            False,
+        )
+        for place, rows in places.items()
+    ]
+
+
+def _unseen(outputs: Mapping[int, Difference], explained: set[int], untold: bool) -> list[Note]:
     left = [rows for rows, by in outputs.items() if by.elements and rows not in explained]
     if not left:
         return []
@@ -214,7 +238,7 @@ def _unseen(outputs: Mapping[int, Difference], explained: set[int]) -> list[Note
         f"the model's outputs for {', '.join(map(str, left))} rows alone differ from the batch's, and no operation "
         "explains it: the rows' positions, state, or code that torch does not see (a kernel launched directly, another "
         "library)"
-    )
+    ) + ", or an operation that could not be compared" * untold
     return [Note("unseen", "", None, text, True)]
 
 

@@ -98,10 +98,7 @@ def _shrunk(tensor: Tensor, meta: Meta) -> Tensor:
             if want < have and tensor.stride(dim) == 0:
                 tensor = tensor.narrow(dim, 0, want)
     if tensor.shape != meta.shape:
-        raise CannotTellError(
-            f"an input has shape {tuple(tensor.shape)} by the rows that were followed, "
-            f"and {meta.shape} in a run of the part"
-        )
+        raise CannotTellError("an input has another shape in the part than the rows that were followed give")
     return tensor
 
 

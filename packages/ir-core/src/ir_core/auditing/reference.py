@@ -35,6 +35,8 @@ _EMPTY: Final = (
 """What is in their results is left over from before."""
 
 
+_PICKS: Final = ("aten.index", "aten.index_select", "aten.nonzero")
+"""They pick positions, so their results belong to the rows of those."""
 _MOVES: Final = ("aten.index", "aten.index_select", "aten.gather", "aten.take")
 """They compute nothing, so where their indices count rows there is nothing to judge."""
 
@@ -46,6 +48,7 @@ class Event:
     Args:
         parts: for each part that differs, by how much.
         shapes: shapes of the tensors among its arguments, in the whole call.
+        whole: whether all its results are whole numbers.
     """
 
     name: str
@@ -55,6 +58,7 @@ class Event:
     parts: Mapping[Part, Difference]
     shapes: tuple[tuple[int, ...], ...]
     diagnosis: Diagnosis
+    whole: bool
 
 
 class Reference(Watch):
@@ -118,7 +122,7 @@ class Reference(Watch):
         result = call.run()
         outputs = call.effects(result)
         fresh = [not _plain(out) or out.untyped_storage()._cdata not in owners for out in outputs]
-        picked = self._picked(call, inputs)
+        picked = self._picked(call, inputs, outputs)
         placed = [self._follow(out, k, steps, inputs, fresh[k], picked) for k, out in enumerate(outputs)]
         self._mark(call, outputs, placed, inputs)
         # A view computes nothing.
@@ -140,7 +144,9 @@ class Reference(Watch):
         for replay in [*self._replays]:
             for k, out in enumerate(outputs):
                 if (at, k) in replay.wanted:
-                    replay.values[at, k] = out, self._rows(out)
+                    # A copy: a later operation may overwrite it, and a result that is held as it is gets detached
+                    # by autograd, which would be one operation more than in the run without an audit.
+                    replay.values[at, k] = out.clone(), self._rows(out)
             if replay.due == at:
                 self._replays.remove(replay)
                 step = self.steps[min(replay.detour.whole[0], len(self.steps) - 1)]
@@ -176,11 +182,13 @@ class Reference(Watch):
         self.storages.meet(out, candidates[0] if candidates else None, made=fresh)
         return candidates
 
-    def _picked(self, call: Call, inputs: list[Rows | None]) -> Rows | None:
+    def _picked(self, call: Call, inputs: list[Rows | None], outputs: list[Tensor]) -> Rows | None:
         """Where the rows are after positions along them were picked, as a router picks the tokens of an expert."""
-        if call.name not in ("aten.index", "aten.index_select") or inputs[0] is None:
+        if call.name not in _PICKS or inputs[0] is None:
             return None
         rows = inputs[0]
+        if call.name == "aten.nonzero":
+            return Rows(0, Ids(rows.ids[i] for i in outputs[0][:, rows.dim].tolist()))
         if call.name == "aten.index_select":
             at, index = call.leaves[1] % call.leaves[0].dim(), call.leaves[2]
         else:
@@ -219,7 +227,7 @@ class Reference(Watch):
         counting = any(self._counts(leaf) for leaf in call.leaves)
         positions = call.name == "aten.arange"
         for out, rows in zip(outputs, placed, strict=True):
-            over = not rows and (of_batch or any(inputs))
+            over = (not rows or call.name == "aten.nonzero") and (of_batch or any(inputs))
             if _plain(out) and (over or (_whole(out) and rows and (counting or positions))):
                 self.storages.mark(out)
 
@@ -240,13 +248,15 @@ class Reference(Watch):
             return
         counting = [self._counts(leaf) for leaf in call.leaves]
         others = any(rows and not counts for rows, counts in zip(experiment.inputs, counting, strict=True))
+        if call.name == "aten.nonzero":
+            return  # it computes nothing, and its positions are those of the whole batch
         if any(counting) and others and not _pointwise(call):
             if call.name not in _MOVES:
                 reason = "whole numbers among its arguments count rows of the whole batch"
                 self.untold.append((call.name, call.place, reason))
             return
         found: dict[Part, Difference] = {}
-        reason = ""
+        reason, compared = "", False
         for part in self.parts:
             if (step := experiment.steps.get(part.rows)) is not None:
                 try:
@@ -254,11 +264,13 @@ class Reference(Watch):
                 except CannotTellError as error:
                     reason = str(error)
                     continue
+                compared = True
                 if by.elements:
                     found[part] = by
-        if reason:
+        # The last rows may be another number of tokens for an expert than the first, whose run was written down.
+        if reason and not compared:
             self.untold.append((call.name, call.place, reason))
-        self.judged += bool(experiment.steps) and not reason
+        self.judged += compared
         for k, rows in experiment.chosen.items():
             self.storages.meet(experiment.outputs[k], rows, made=True)
         if found:
@@ -272,7 +284,10 @@ class Reference(Watch):
             for out in experiment.outputs:
                 if diagnosis.verdict == "mixes" and _whole(out):
                     self.storages.mark(out)
-            self.events.append(Event(call.name, str(call.func), call.place, at, found, shapes, diagnosis))
+            whole = all(_whole(out) for out in experiment.outputs)
+            self.events.append(
+                Event(call.name, str(call.func), call.place, at, found, shapes, diagnosis, whole)
+            )
 
 
 def _drifts(call: Call, before: Step) -> bool:

@@ -77,12 +77,15 @@ def _audit(model: Callable[..., Any], given: Inputs, sizes: tuple[int, ...], pro
     share.next(sum(sizes) / given.batch * len(whole.steps))
     shorter: dict[int, list[Step | None]] = {}
     detours: list[Replay] = []
+    by_contents: dict[int, list[Detour]] = {}
     outputs: dict[int, list[Tensor]] = {}
     for n in sizes:
         part, (short, outputs[n], _) = Part(0, n), traced(model, given, Part(0, n))
         aligned, apart = align(whole.steps, short.steps)
         shorter[n] = [None if at is None else short.steps[at] for at in aligned]
         results = whole.result_sources(plain), short.result_sources(outputs[n])
+        by_contents[n] = [detour for detour in apart if detour.by_contents]
+        apart = [detour for detour in apart if not detour.by_contents]
         detours += replays(part, apart, whole.steps, short.steps, aligned, short.externals, results)
         share.done(len(whole.steps) * n / given.batch, "")
     share.next(len(whole.steps))
@@ -105,6 +108,7 @@ def _audit(model: Callable[..., Any], given: Inputs, sizes: tuple[int, ...], pro
         reference,
         sizes=sizes,
         ways=lambda n: _detours_at(model, given, whole, n),
+        by_contents=by_contents,
         outputs=found,
         changed_again=_differ(plain, again),
         device=given.tensors[0].device,
