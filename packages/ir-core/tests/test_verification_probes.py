@@ -303,6 +303,18 @@ def test_a_failure_says_whether_the_implementation_or_the_bound_is_the_likelier_
     assert "The bound is the likelier culprit" in native.said and "override_tolerance" in native.said
 
 
+def test_numbers_are_compared_at_generated_values_only(scratch: dict[str, Any]) -> None:
+    """An op's tolerance is meant for these; a case with others of the same setting asks the same."""
+    subject = Subject(ops.gelu_and_mul_sparse.impls["portable"], CPU)
+    call = Call("float16", 85, rows=2, variant="std_multiplier=0.0")
+    for values in pool.VALUES:
+        assert all(
+            torch.equal(a, b) if torch.is_tensor(a) else a == b
+            for a, b in zip(subject.generated(call.but(values=values)), subject.generated(call), strict=True)
+        )
+    assert arguments.arguments(subject, call.but(values="spread", statics="std_multiplier#4")) == PASSED
+
+
 # -- orders --------------------------------------------------------------------------------------------------
 
 

@@ -103,7 +103,7 @@ class Subject:
 
     def generated(self, call: Call) -> list[Any]:
         """Arguments of a call with rows as the op's generator makes them, for which its tolerances are meant."""
-        return pool.arguments(self.op, call, self.pool(call, scaled=False))
+        return pool.arguments(self.op, call, self.pool(call.but(values=""), scaled=False))
 
     def pool_rows(self, setting: Setting) -> int:
         return pool.pool_rows(setting.hidden)
