@@ -37,6 +37,8 @@ VLLM_VERSIONS: Final[dict[str, str]] = {
     "0.32.0": "constraints/vllm-0.32.0.txt",
     "0.33.0": "constraints/vllm-0.33.0.txt",
 }
+# Minor versions of typer that ir-core[cli] allows: each has had ideas of its own about the names of options.
+TYPER_MINORS: Final = tuple(f"0.{minor}" for minor in range(16, 30))
 
 # Benchmark -> the trio whose vLLM stands beside us in it, and whether it needs a GPU.
 BENCHMARKS: Final[dict[str, tuple[str, bool]]] = {
@@ -59,21 +61,24 @@ def group(*names: str) -> tuple[str, ...]:
     return nox.project.dependency_groups(PYPROJECT, *names)
 
 
-def requirements(*dists: str) -> list[str]:
-    """What these distributions need from outside this repository, torch first."""
-    found = {
-        requirement
-        for dist in dists
-        for requirement in nox.project.load_toml(ROOT / "packages" / dist / "pyproject.toml")["project"][
-            "dependencies"
-        ]
-        if not requirement.startswith(tuple(LAYERS))
-    }
-    return sorted(found, key=lambda requirement: (not requirement.startswith("torch"), requirement))
+def requirements(*dists: str, extras: bool = True) -> list[str]:
+    """What these distributions need from outside this repository, torch first; with their command lines (``cli``)."""
+    found: set[str] = set()
+    for dist in dists:
+        project = nox.project.load_toml(ROOT / "packages" / dist / "pyproject.toml")["project"]
+        found.update(project["dependencies"])
+        if extras:
+            found.update(project.get("optional-dependencies", {}).get("cli", ()))
+    outside = [requirement for requirement in found if not requirement.startswith(tuple(LAYERS))]
+    return sorted(outside, key=lambda requirement: (not requirement.startswith("torch"), requirement))
 
 
 def install_outside(
-    session: nox.Session, dists: tuple[str, ...], *extra: str, constraints: str = EVERYDAY
+    session: nox.Session,
+    dists: tuple[str, ...],
+    *extra: str,
+    constraints: str = EVERYDAY,
+    extras: bool = True,
 ) -> None:
     """Install the pinned third-party requirements of these distributions, and ``extra``.
 
@@ -81,7 +86,7 @@ def install_outside(
     kept out of the tree.
     """
     session.env.update(PYTHONDONTWRITEBYTECODE="", PYTHONPYCACHEPREFIX=str(ROOT / ".nox" / "pycache"))
-    session.install("--no-compile", "-c", constraints, *requirements(*dists), *extra)
+    session.install("--no-compile", "-c", constraints, *requirements(*dists, extras=extras), *extra)
 
 
 def install_editable(session: nox.Session, *extra: str, constraints: str = EVERYDAY) -> None:
@@ -162,9 +167,11 @@ def tests(session: nox.Session) -> None:
 def layer(session: nox.Session, dist: str) -> None:
     """One distribution alone, from its wheel: the higher layers are absent and its own tests pass."""
     below = LAYERS[dist]
-    install_outside(session, (dist, *below), *group("tests"))
+    session.run("python", "-m", "pip", "uninstall", "--quiet", "--yes", "rich", "typer", silent=True)
+    install_outside(session, (dist, *below), extras=False)
     install_wheels(session, dist, *below)
     session.run("python", "-I", "tests/layer_alone.py", dist, *below)
+    install_outside(session, (dist, *below), *group("tests"))
     run_tests(session, f"packages/{dist}/tests", interpreted=dist == "ir-kernels-triton")
 
 
@@ -266,6 +273,17 @@ def vllm(session: nox.Session, version: str) -> None:
         str(example / "tests" / "test_acme_in_vllm.py"),
         require="vllm",
         TRITON_INTERPRET="1",
+    )
+
+
+@nox.session(default=False)
+@nox.parametrize("minor", [nox.param(minor, id=minor) for minor in TYPER_MINORS])
+def typer(session: nox.Session, minor: str) -> None:
+    """The command line with one minor version of typer, of those that ir-core[cli] allows."""
+    install_editable(session, *group("tests"))
+    session.install(f"typer=={minor}.*")
+    pytest(
+        session, "packages/ir-core/tests/test_cli_options.py", "packages/ir-core/tests/test_cli_commands.py"
     )
 
 

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The command line: ``ir-core`` and ``python -m ir_core``.
 
+It needs ``ir-core[cli]`` (rich and typer), which a library in a serving image does not bring along.
+
 Data goes to stdout, talk (progress, notes, errors) to stderr; ``--json`` makes the data JSON. Nothing here imports
 torch before a command needs it, so that help and shell completion are quick.
 
@@ -14,21 +16,25 @@ exit code  meaning
 3          an error that says what happened, why, and what to do next (:class:`ir_core.errors.IrError`)
 70         a bug of this project, with its traceback
 130        interrupted
-141        whoever read stdout stopped reading (``| head``)
+141        the reader of stdout stopped reading (``| head``)
 =========  ==================================================================================================
 """
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import sys
 import warnings
 from collections.abc import Sequence
+from typing import Final
 
 from ir_core.cli.exits import BUG, ERROR, INTERRUPTED
 from ir_core.errors import IrError
 
 __all__ = ["main"]
+
+_NEEDED: Final = ("rich", "typer")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -37,13 +43,21 @@ def main(argv: Sequence[str] | None = None) -> None:
     Args:
         argv: the arguments behind the program's name; by default the process's own.
     """
+    missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
+    if missing:
+        print(
+            f"ir-core's command line needs {' and '.join(missing)}, which this environment does not have.\n"
+            f"{sys.executable} -m pip install 'ir-core[cli]' installs what it needs.",
+            file=sys.stderr,
+        )
+        sys.exit(ERROR)
     from ir_core.cli import output
     from ir_core.cli.app import app
 
     words = list(sys.argv[1:] if argv is None else argv)
     # Of torch, where numpy is not installed; nothing here uses it.
     warnings.filterwarnings("ignore", message="Failed to initialize NumPy")
-    for name in ("stdout", "stderr"):  # closed by whoever started us
+    for name in ("stdout", "stderr"):  # closed by the process that started this one
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115  for the rest of the process
     output.ends_with_its_pipe = argv is None

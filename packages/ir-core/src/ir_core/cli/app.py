@@ -3,12 +3,20 @@
 
 from __future__ import annotations
 
-import importlib.util
 from typing import Annotated
 
 import typer
 
-from ir_core.cli import audit_cmd, bench_cmd, demo_cmd, doctor_cmd, explain_cmd, freeze_cmd, list_cmd
+from ir_core.cli import (
+    audit_cmd,
+    bench_cmd,
+    demo_cmd,
+    doctor_cmd,
+    explain_cmd,
+    freeze_cmd,
+    list_cmd,
+    verify_cmd,
+)
 
 app = typer.Typer(
     name="ir-core",
@@ -41,10 +49,7 @@ def _root(
 app.command("list")(list_cmd.list_)
 app.command("explain")(explain_cmd.explain)
 app.command("doctor")(doctor_cmd.doctor)
-if importlib.util.find_spec("ir_core.cli.verify_cmd"):
-    from ir_core.cli import verify_cmd
-
-    app.command("verify")(verify_cmd.verify)
+app.command("verify")(verify_cmd.verify)
 app.command("audit")(audit_cmd.audit)
 app.command("bench")(bench_cmd.bench)
 app.command("freeze")(freeze_cmd.freeze)

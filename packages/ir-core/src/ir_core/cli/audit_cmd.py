@@ -31,9 +31,11 @@ def audit(
         ),
     ],
     rows: Annotated[
-        str, typer.Option(help="Sizes of the parts that are run alone.", metavar="1,2,8")
+        str, typer.Option("--rows", help="Sizes of the parts that are run alone.", metavar="1,2,8")
     ] = "1,2,8",
-    batch_dim: Annotated[int, typer.Option(help="Dimension of the batch in every input.", metavar="N")] = 0,
+    batch_dim: Annotated[
+        int, typer.Option("--batch-dim", help="Dimension of the batch in every input.", metavar="N")
+    ] = 0,
     compiled: Annotated[
         bool,
         typer.Option("--compiled", help="Compare the model as Inductor compiles it with the model itself."),
@@ -41,19 +43,29 @@ def audit(
     record: Annotated[
         Path | None,
         typer.Option(
-            help="Run once, and save digests of every operation here.", metavar="FILE", dir_okay=False
+            "--record",
+            help="Run once, and save digests of every operation here.",
+            metavar="FILE",
+            dir_okay=False,
         ),
     ] = None,
     compare: Annotated[
         Path | None,
         typer.Option(
-            help="Run once, and compare with such a file.", metavar="FILE", exists=True, dir_okay=False
+            "--compare",
+            help="Run once, and compare with such a file.",
+            metavar="FILE",
+            exists=True,
+            dir_okay=False,
         ),
     ] = None,
     picture: Annotated[
         Path | None,
         typer.Option(
-            help="Draw here where operations vary (needs matplotlib).", metavar="FILE", dir_okay=False
+            "--picture",
+            help="Draw here where operations vary (needs matplotlib).",
+            metavar="FILE",
+            dir_okay=False,
         ),
     ] = None,
     json: options.Json = False,

@@ -15,21 +15,24 @@ def bench(
     op: options.OpName = "rms_norm",
     shape: Annotated[
         list[str] | None,
-        typer.Option(help="Shape of the activations; may be repeated.", metavar="64x4096"),
+        typer.Option("--shape", help="Shape of the activations; may be repeated.", metavar="64x4096"),
     ] = None,
     dtype: options.Dtype = "bfloat16",
     device: options.Device = None,
     provider: Annotated[
-        list[str] | None, typer.Option(help="Only this provider; may be repeated.", metavar="PROVIDER")
+        list[str] | None,
+        typer.Option("--provider", help="Only this provider; may be repeated.", metavar="PROVIDER"),
     ] = None,
-    seconds: Annotated[float, typer.Option(help="Time for each case.", min=0.001)] = 0.2,
+    seconds: Annotated[float, typer.Option("--seconds", help="Time for each case.", min=0.001)] = 0.2,
     write: Annotated[
         Path | None,
         typer.Option("--output", "-o", help="Save the data as JSON here.", metavar="FILE", dir_okay=False),
     ] = None,
     plot: Annotated[
         Path | None,
-        typer.Option(help="Draw the bandwidths here (needs matplotlib).", metavar="FILE", dir_okay=False),
+        typer.Option(
+            "--plot", help="Draw the bandwidths here (needs matplotlib).", metavar="FILE", dir_okay=False
+        ),
     ] = None,
     json: options.Json = False,
 ) -> None:

@@ -28,11 +28,13 @@ def demo(
             metavar="FILE",
         ),
     ] = None,
-    tokens: Annotated[int | None, typer.Option(help="Take so many bytes at most.", min=2)] = None,
-    layers: Annotated[int | None, typer.Option(help="Layers of the model.", min=1)] = None,
-    rows: Annotated[int | None, typer.Option(help="Rows of each norm that are run alone.", min=1)] = None,
+    tokens: Annotated[int | None, typer.Option("--tokens", help="Take so many bytes at most.", min=2)] = None,
+    layers: Annotated[int | None, typer.Option("--layers", help="Layers of the model.", min=1)] = None,
+    rows: Annotated[
+        int | None, typer.Option("--rows", help="Rows of each norm that are run alone.", min=1)
+    ] = None,
     dtype: options.Dtype = "float32",
-    device: Annotated[str, typer.Option(help="Where the model runs.", metavar="DEVICE")] = "cpu",
+    device: Annotated[str, typer.Option("--device", help="Where the model runs.", metavar="DEVICE")] = "cpu",
     json: options.Json = False,
 ) -> None:
     """Run a text through a decoder in batch-invariant mode, eagerly and compiled, and compare its norms bit by bit.

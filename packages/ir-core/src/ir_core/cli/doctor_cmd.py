@@ -13,7 +13,7 @@ from ir_core.cli.exits import FINDING
 
 def doctor(
     device: options.Device = None,
-    strict: Annotated[bool, typer.Option(help="Exit with 1 when something is broken.")] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 when something is broken.")] = False,
     json: options.Json = False,
 ) -> None:
     """Show versions, devices, packs (the broken ones with tracebacks), settings, certificates, and what would run."""

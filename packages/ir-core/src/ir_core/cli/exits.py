@@ -5,7 +5,6 @@ from typing import Final
 
 OK: Final = 0
 FINDING: Final = 1
-USAGE: Final = 2
 ERROR: Final = 3
 BUG: Final = 70
 INTERRUPTED: Final = 130

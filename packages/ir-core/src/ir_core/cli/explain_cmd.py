@@ -23,7 +23,8 @@ def explain(
     weight_dtype: options.WeightDtype = None,
     batch_invariant: options.BatchInvariant = None,
     prefer: Annotated[
-        str | None, typer.Option(help="Priority list, as if set for this op.", metavar="PROVIDER,PROVIDER")
+        str | None,
+        typer.Option("--prefer", help="Priority list, as if set for this op.", metavar="PROVIDER,PROVIDER"),
     ] = None,
     arg: options.Assign = None,
     json: options.Json = False,

@@ -49,7 +49,11 @@ def freeze(
     check: Annotated[
         Path | None,
         typer.Option(
-            help="Compare with this lock file and write nothing.", metavar="FILE", exists=True, dir_okay=False
+            "--check",
+            help="Compare with this lock file and write nothing.",
+            metavar="FILE",
+            exists=True,
+            dir_okay=False,
         ),
     ] = None,
     shape: options.Shape = "4x4096",

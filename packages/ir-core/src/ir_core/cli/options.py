@@ -92,18 +92,23 @@ def parse_assignments(texts: list[str] | None) -> dict[str, Any]:
 
 Json = Annotated[bool, typer.Option("--json", help="Print the data as JSON.")]
 OpName = Annotated[str, typer.Argument(help="Name of the op.", autocompletion=complete_op, metavar="OP")]
-Shape = Annotated[str, typer.Option(help="Shape of the activations.", metavar="4x4096")]
+Shape = Annotated[str, typer.Option("--shape", help="Shape of the activations.", metavar="4x4096")]
 Dtype = Annotated[
-    str, typer.Option(help="Dtype of the activations.", autocompletion=complete_dtype, metavar="DTYPE")
+    str,
+    typer.Option("--dtype", help="Dtype of the activations.", autocompletion=complete_dtype, metavar="DTYPE"),
 ]
 WeightDtype = Annotated[
     str | None,
     typer.Option(
-        help="Dtype of the other tensors, if it is another.", autocompletion=complete_dtype, metavar="DTYPE"
+        "--weight-dtype",
+        help="Dtype of the other tensors, if it is another.",
+        autocompletion=complete_dtype,
+        metavar="DTYPE",
     ),
 ]
 Device = Annotated[
-    str | None, typer.Option(help="Device of the call; by default the first one found.", metavar="DEVICE")
+    str | None,
+    typer.Option("--device", help="Device of the call; by default the first one found.", metavar="DEVICE"),
 ]
 Assign = Annotated[
     list[str] | None,

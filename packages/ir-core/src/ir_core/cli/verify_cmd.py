@@ -37,21 +37,27 @@ def verify(
             metavar="NAME",
         ),
     ] = None,
-    budget: Annotated[str, typer.Option(help="Time for all of it.", metavar="60s")] = "60s",
+    budget: Annotated[str, typer.Option("--budget", help="Time for all of it.", metavar="60s")] = "60s",
     device: Annotated[
-        str | None, typer.Option(help="Device to verify on; by default the first one.", metavar="DEVICE")
+        str | None,
+        typer.Option("--device", help="Device to verify on; by default the first one.", metavar="DEVICE"),
     ] = None,
     case: Annotated[
-        str | None, typer.Option(help="Run this one case again, copied from a report.", metavar="JSON")
+        str | None,
+        typer.Option("--case", help="Run this one case again, copied from a report.", metavar="JSON"),
     ] = None,
     report: Annotated[
         Path | None,
-        typer.Option(help="Write report.json and a heat map of each implementation here.", metavar="DIR"),
+        typer.Option(
+            "--report", help="Write report.json and a heat map of each implementation here.", metavar="DIR"
+        ),
     ] = None,
     export: Annotated[
         Path | None,
         typer.Option(
-            help="Write all certificates of this user into one file, and verify nothing.", metavar="FILE"
+            "--export",
+            help="Write all certificates of this user into one file, and verify nothing.",
+            metavar="FILE",
         ),
     ] = None,
     import_: Annotated[
@@ -62,9 +68,11 @@ def verify(
     ] = None,
     setup: Annotated[
         list[str] | None,
-        typer.Option(help="Import this first: it registers implementations.", metavar="MODULE[:FUNCTION]"),
+        typer.Option(
+            "--setup", help="Import this first: it registers implementations.", metavar="MODULE[:FUNCTION]"
+        ),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the inputs.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", help="Seed of the inputs.")] = 0,
     json: options.Json = False,
 ) -> None:
     """Try to refute batch invariance by bits; keep the outcome as certificates, which selection acts on.
