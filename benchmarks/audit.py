@@ -42,7 +42,9 @@ class Shape:
 
 
 CPU = Shape("small", hidden=512, heads=8, groups=4, head=64, inner=1536, layers=4, rows=32, tokens=64)
-GPU = Shape("Qwen3-8B", hidden=4096, heads=32, groups=8, head=128, inner=12288, layers=4, rows=64, tokens=64)
+GPU = Shape(
+    "Qwen3-8B", hidden=4096, heads=32, groups=8, head=128, inner=12288, layers=4, rows=64, tokens=1024
+)
 
 
 class Layer(nn.Module):

@@ -20,11 +20,11 @@ LIBRARY = torch.library.Library("planted", "FRAGMENT")
 BATCH, TOKENS, HIDDEN, HEADS = 16, 3, 32, 4
 
 
-def op(schema: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def op(schema: str, *tags: torch.Tag) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Define ``planted::schema``, a kernel of its own to torch."""
 
     def define(kernel: Callable[..., Any]) -> Callable[..., Any]:
-        name = LIBRARY.define(schema)
+        name = LIBRARY.define(schema, tags=tags)
         LIBRARY.impl(name, kernel, "CompositeExplicitAutograd")
         return getattr(torch.ops.planted, name.split("::")[-1]).default  # type: ignore[no-any-return]
 
@@ -145,6 +145,12 @@ def first_row(x: Tensor) -> Tensor:
     if x.shape[0] >= 12:
         y[0] = other(y[0])
     return y
+
+
+@op("with_state(Tensor x) -> (Tensor, Tensor)", torch.Tag.nondeterministic_seeded)
+def with_state(x: Tensor) -> tuple[Tensor, Tensor]:
+    """May take random numbers and takes none, as attention; also returns their state, which is new each time."""
+    return x * 2, torch.empty((), dtype=torch.int64).random_()
 
 
 class Linear(nn.Module):
@@ -402,5 +408,6 @@ CLEAN = {
     "in place": in_place_chain,
     "a value is looked at": one_row_chosen,
     "batch norm, evaluated": lambda m, x: m.normalise(x.flatten(0, 1)).view_as(x) + m.layer_norm(x),
+    "random if it were asked to be": lambda m, x: with_state(x)[0],
     "convolution": lambda m, x: F.conv1d(x, KERNEL, padding=1).amax(-1),
 }

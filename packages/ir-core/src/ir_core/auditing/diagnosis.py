@@ -58,6 +58,10 @@ class Experiment:
         leaves = [before.get(i, leaf) for i, leaf in enumerate(call.leaves)]
         self.call = call.rebuilt(leaves) if before else call
         self.chosen: dict[int, Rows] = {}
+        self.compared = set(range(len(self.outputs)))
+        if call.may_be_random and any(out.dtype.is_floating_point for out in self.outputs):
+            # Attention also returns the state of its random numbers, whether it takes any or not.
+            self.compared = {k for k, out in enumerate(self.outputs) if out.dtype.is_floating_point}
 
     def is_random(self) -> bool:
         """Whether the call gives other bits when it is repeated; the stream of random numbers stays where it is."""
@@ -81,6 +85,8 @@ class Experiment:
             raise CannotTellError("it returns another number of tensors for the part")
         total = NONE
         for k, (whole, out) in enumerate(zip(self.outputs, outs, strict=True)):
+            if k not in self.compared:
+                continue
             mine, rows = self._of_part(k, whole, out, part, placed[k])
             total += Difference(0, mine.numel(), 0.0, 0) if same_bits(mine, out) else difference(mine, out)
             if rows is not None and placed[k] and rows != placed[k][0]:
@@ -127,11 +133,8 @@ class Experiment:
         return _effects(call.rebuilt(leaves))
 
     def _repeats(self) -> bool:
-        pairs = list(zip(self.outputs, self._again(self.call), strict=True))
-        if self.call.may_be_random and any(a.dtype.is_floating_point for a, _ in pairs):
-            # Attention also returns the state of its random numbers, whether it takes any or not.
-            pairs = [(a, b) for a, b in pairs if a.dtype.is_floating_point]
-        return all(same_bits(a, b) for a, b in pairs)
+        outs = self._again(self.call)
+        return all(same_bits(self.outputs[k], outs[k]) for k in self.compared)
 
     def _same_beside_others(self, part: Part, placed: list[list[Rows]]) -> bool:
         """Whether these rows keep their bits when the others are replaced by copies of them, at the same shapes."""
@@ -143,7 +146,7 @@ class Experiment:
         for k, (whole, out) in enumerate(zip(self.outputs, outs, strict=True)):
             rows = self.chosen.get(k) or (placed[k][0] if placed[k] else None)
             one, other = (whole, out) if rows is None else (_rows(t, rows, part) for t in (whole, out))
-            if not same_bits(one, other):
+            if k in self.compared and not same_bits(one, other):
                 return False
         return True
 
@@ -158,6 +161,8 @@ class Experiment:
                 more = Part(part.start, part.start + count)
                 outs = _effects(self._at(more, alike))
                 for k, (few, many) in enumerate(zip(alone, outs, strict=True)):
+                    if k not in self.compared:
+                        continue
                     rows = self.chosen.get(k) or (placed[k][0] if placed[k] else None)
                     if rows is not None:
                         among = [r for r in rows.ids if more.start <= r < more.stop]
