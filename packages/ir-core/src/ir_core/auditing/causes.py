@@ -56,7 +56,7 @@ def family(func: Any, name: str) -> str:
         return "compiled"
     if torch.Tag.pointwise in getattr(func, "tags", ()):
         return "element-wise"
-    return "reduction" if name.startswith("aten.") else "custom"
+    return "custom"
 
 
 def cause(
