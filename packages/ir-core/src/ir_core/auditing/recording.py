@@ -78,9 +78,12 @@ class _Recorder(Watch):
 
 
 def _run(
-    model: Callable[..., Any], inputs: Any, progress: Progress | None
+    model: Callable[..., Any],
+    inputs: Any,
+    batch_dim: int | Sequence[int | None] | None,
+    progress: Progress | None,
 ) -> tuple[list[dict[str, Any]], Inputs, float]:
-    given = Inputs(inputs)
+    given = Inputs(inputs, batch_dim)
     recorder = _Recorder(model, progress or quiet)
     with isolated(given.tensors):
         _, args, kwargs = given.of(Part(0, given.batch))
@@ -105,12 +108,13 @@ def record(
     inputs: Any,
     path: Path | str,
     *,
+    batch_dim: int | Sequence[int | None] | None = 0,
     progress: Progress | None = None,
 ) -> int:
     """Run the model once and write the digests of every operation to a file, for :func:`compare`.
 
     Args:
-        model, inputs: as for :func:`ir_core.audit`.
+        model, inputs, batch_dim: as for :func:`ir_core.audit`.
         path: a JSON file.
 
     Returns:
@@ -119,7 +123,7 @@ def record(
     Raises:
         OSError: the file cannot be written.
     """
-    steps, given, _ = _run(model, inputs, progress)
+    steps, given, _ = _run(model, inputs, batch_dim, progress)
     data = {
         "format": _FORMAT,
         "machine": machine(given.tensors[0].device),
@@ -135,6 +139,7 @@ def compare(
     inputs: Any,
     path: Path | str,
     *,
+    batch_dim: int | Sequence[int | None] | None = 0,
     progress: Progress | None = None,
 ) -> Report:
     """Run the model and name the operations that give other bits than those in a file, on equal inputs.
@@ -156,7 +161,7 @@ def compare(
             why=f"{type(error).__name__}: {error}.",
             fix="Write one with ir-core audit --record.",
         ) from error
-    steps, given, seconds = _run(model, inputs, progress)
+    steps, given, seconds = _run(model, inputs, batch_dim, progress)
     mine = json.loads(json.dumps(steps))  # tuples as the file has them
     return _report(theirs, mine, where, given, seconds)
 

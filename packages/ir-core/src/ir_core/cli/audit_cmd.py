@@ -87,7 +87,7 @@ def audit(
     with output.progress(_STEPS) as advance:
         follow = _following(advance)
         if record is not None:
-            _record(model, inputs, record, follow, json)
+            _record(model, inputs, record, batch_dim, follow, json)
             return
         report = _run(model, inputs, sizes, batch_dim, compiled, compare, follow)
     if picture is not None:
@@ -160,18 +160,23 @@ def _run(
     from ir_core import auditing
 
     if compare is not None:
-        return auditing.compare(model, inputs, compare, progress=progress)
+        return auditing.compare(model, inputs, compare, batch_dim=batch_dim, progress=progress)
     mode = "compiled" if compiled else "batch"
     return auditing.audit(model, inputs, rows=rows, batch_dim=batch_dim, mode=mode, progress=progress)  # type: ignore[arg-type]
 
 
 def _record(
-    model: Callable[..., Any], inputs: Any, path: Path, progress: Callable[[float, str], None], json: bool
+    model: Callable[..., Any],
+    inputs: Any,
+    path: Path,
+    batch_dim: int,
+    progress: Callable[[float, str], None],
+    json: bool,
 ) -> None:
     from ir_core import auditing
 
     with output.writing(path):
-        count = auditing.record(model, inputs, path, progress=progress)
+        count = auditing.record(model, inputs, path, batch_dim=batch_dim, progress=progress)
     if json:
         output.print_json({"file": str(path), "operations": count})
     output.note(f"Wrote digests of {count} operations to {path}.")
