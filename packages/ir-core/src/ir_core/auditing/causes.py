@@ -75,7 +75,7 @@ def cause(
     library = "cuBLAS" if device == "cuda" else "the matrix library"
     said = {
         "product": f"{library} takes a matrix-vector kernel for one row"
-        if matrix_rows == 1
+        if matrix_rows == 1 and begins in (2, None)
         else f"{library} splits K or takes another tile{since}",
         "batched product": f"{library} chooses another kernel for the number of matrices{since}",
         "attention": f"the attention kernel splits queries or keys by the number of rows{since}",
