@@ -2,14 +2,18 @@
 """What an eager op call adds to the implementation it runs: ir-core beside vLLM's IR, in one process.
 
     python benchmarks/eager_dispatch.py        # needs vLLM 0.26 to 0.33 beside torch; a GPU is not used
+    python benchmarks/eager_dispatch.py --alone     # ir-core only; prints, and saves nothing
 
 Both register the same native function and the same implementation, which returns its argument: what is left is
-the dispatch. The cases differ in what the first candidate's predicate reads.
+the dispatch. The cases differ in what the first candidate's predicate reads, and in where the call stands: outside of
+all scopes in a process that has entered none, inside of one (``op.set_priority``), and outside again after that.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -57,35 +61,59 @@ CASES: dict[str, Callable[..., bool] | None] = {
 }
 
 
-def measure(ours: Any, theirs: Any) -> dict[str, dict[str, float]]:
+def measure(libraries: dict[str, Any]) -> dict[str, dict[str, float]]:
     """Nanoseconds a call, by case and contender, in inference mode."""
     results: dict[str, dict[str, float]] = {}
+    calls: dict[str, dict[str, Callable[[], object]]] = {}
+    ops: dict[str, list[Any]] = {}
+    x, weight = torch.randn(4, 4096, dtype=torch.bfloat16), torch.randn(4096, dtype=torch.bfloat16)
+    for number, (case, predicate) in enumerate(CASES.items()):
+        calls[case], ops[case] = {}, []
+        for name, library in libraries.items():
+            op = library.register_op(native, name=f"bench_{number}")
+            op.register_impl("fast", supports_args=predicate)(implementation)
+            op.set_default(["fast", "native"])
+            ops[case].append(op)
+            calls[case][name] = lambda op=op: op(x, weight, 1e-6)
+        calls[case]["implementation"] = lambda: implementation(x, weight, 1e-6)
+
+    def note(case: str, where: str) -> None:
+        found = common.interleaved(calls[case], number=NUMBER, rounds=ROUNDS)
+        results[f"{case}, {where}"] = {name: seconds * 1e9 for name, seconds in found.items()}
+
     with torch.inference_mode():
-        x, weight = torch.randn(4, 4096, dtype=torch.bfloat16), torch.randn(4096, dtype=torch.bfloat16)
-        for number, (case, predicate) in enumerate(CASES.items()):
-            calls: dict[str, Callable[[], object]] = {}
-            for name, library in (("ir-core", ours), ("vLLM IR", theirs)):
-                op = library.register_op(native, name=f"bench_{number}")
-                op.register_impl("fast", supports_args=predicate)(implementation)
-                op.set_default(["fast", "native"])
-                calls[name] = lambda op=op: op(x, weight, 1e-6)
-            calls["implementation"] = lambda: implementation(x, weight, 1e-6)
-            for wrap in (False, True):
-                for library in (ours, theirs):
-                    library.set_default_torch_wrap(wrap)
-                key = f"{case}, {'through the torch op' if wrap else 'direct'}"
-                found = common.interleaved(calls, number=NUMBER, rounds=ROUNDS)
-                results[key] = {name: seconds * 1e9 for name, seconds in found.items()}
-    for library in (ours, theirs):
+        for wrap in (False, True):
+            for library in libraries.values():
+                library.set_default_torch_wrap(wrap)
+            for case in CASES:
+                note(case, "through the torch op" if wrap else "direct")
+        for library in libraries.values():
+            library.set_default_torch_wrap(False)
+        for case in CASES:  # last: what follows the first scope of a process is another measurement
+            with contextlib.ExitStack() as scopes:
+                for op in ops[case]:
+                    scopes.enter_context(op.set_priority(["fast", "native"]))
+                note(case, "direct, inside a scope")
+            note(case, "direct, after a scope")
+    for library in libraries.values():
         library.set_default_torch_wrap(True)
     return results
 
 
+def alone() -> None:
+    """Print what ir-core adds to a call."""
+    for case, times in measure({"ir-core": ir_core}).items():
+        print(f"{case:48s} ir-core +{times['ir-core'] - times['implementation']:6.0f} ns")
+
+
 def main() -> None:
     """Measure, print a table, save JSON and plot."""
+    if "--alone" in sys.argv:
+        alone()
+        return
     import vllm.ir
 
-    results = measure(ir_core, vllm.ir)
+    results = measure({"ir-core": ir_core, "vLLM IR": vllm.ir})
     added = {}
     for case, times in results.items():
         base = times["implementation"]

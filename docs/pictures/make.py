@@ -15,7 +15,7 @@ VERBS = (
     ("1 register", "an implementation,", "its claim, its needs", "pack.py"),
     ("2 discover", "packs installed", "by anyone", "discovery.py"),
     ("3 select", "one of them, with a", "reason for each", "selection.py"),
-    ("4 call / lower", "eagerly, or as one", "node of a graph", "dispatch, lowering"),
+    ("4 call / lower", "eagerly, or as one", "node of a graph", "fast_path, lowering"),
     ("5 verify", "bit by bit, on", "this device", "verification/"),
 )
 REFUTED = "what is refuted is not selected"

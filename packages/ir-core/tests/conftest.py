@@ -12,8 +12,7 @@ from pathlib import Path
 import pytest
 
 import ir_core
-from ir_core import discovery, dispatch, env, ops, policy
-from ir_core.pack_impl import PackImpl
+from ir_core import catalog, discovery, env, ops, policy
 
 PLANTED = str(Path(__file__).parent / "planted")
 """Where the package ``mutants`` lies: outside of what is installed."""
@@ -25,15 +24,16 @@ if PLANTED not in sys.path:
 def undo() -> Iterator[None]:
     """Put back ops, implementations, the default policy, torch wrap and the project's variables."""
     assert ops.rms_norm  # the core's own ops are there before the first test
-    before = {name: dict(op._impls) for name, op in ir_core.IrOp.registry.items()}
+    before = {name: dict(catalog.known(op)) for name, op in ir_core.IrOp.registry.items()}
     variables = {name: os.environ.get(name) for name in env.ALL}
     yield
-    for name, op in list(ir_core.IrOp.registry.items()):
+    for op in catalog.loaded():
+        name = op.name
         if name not in before:
             op.unregister()
             continue
-        for provider, impl in list(op._impls.items()):
-            if before[name].get(provider) is not impl and not isinstance(impl, PackImpl):
+        for provider, impl in list(catalog.known(op).items()):
+            if before[name].get(provider) is not impl and impl.point is None:
                 op.unregister_impl(provider)
     changed = False
     for name, value in variables.items():
@@ -44,7 +44,7 @@ def undo() -> Iterator[None]:
                 os.environ[name] = value
     if changed or policy._changes:
         policy.reset_default(forget_changes=True)
-    if not dispatch._wrap_default:
+    if not policy.wrap_of(None):
         ir_core.set_default_torch_wrap(True)
 
 

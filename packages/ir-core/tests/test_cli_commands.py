@@ -73,9 +73,9 @@ def test_the_root_names_every_command_and_the_exit_codes(capsys: pytest.CaptureF
 
 
 def test_completion_knows_the_core_ops() -> None:
-    from ir_core import discovery
+    from ir_core import catalog
 
-    assert sorted(options.CORE_OPS) == discovery.op_names()
+    assert sorted(options.CORE_OPS) == catalog.op_names()
     assert "rms_norm" in options.complete_op("rms")
     assert options.complete_dtype("b") == ["bfloat16"]
 
@@ -174,12 +174,12 @@ def test_an_error_is_json_too(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_a_bug_is_70(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    from ir_core import discovery
+    from ir_core import catalog
 
     def broken(name: str) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(discovery, "get_op", broken)
+    monkeypatch.setattr(catalog, "get_op", broken)
     code, _, err = run(capsys, "explain", "rms_norm")
     assert code == 70
     assert "Traceback" in err and "bug" in err
@@ -202,11 +202,11 @@ def test_doctor(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPa
 def test_doctor_names_what_is_broken(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from ir_core import discovery
+    from ir_core import catalog
     from ir_core.failure import Failure
 
     failure = Failure("acme", "1.0", "acme = acme:PACK", "load the pack", "OSError: no", "Traceback: here")
-    monkeypatch.setattr(discovery, "failures", lambda: (failure,))
+    monkeypatch.setattr(catalog, "failures", lambda: (failure,))
     code, out, _ = run(capsys, "doctor", "--strict")
     assert code == 1
     assert "acme 1.0" in out and "Traceback: here" in out

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import ir_core
-from ir_core import discovery, ops, platforms
+from ir_core import catalog, discovery, ops, platforms, resolve
 from ir_core.errors import DuplicateError, PackError, UnknownOpError, UnknownProviderError
 from ir_core.pack import ImplSpec, KernelPack
 
@@ -111,7 +111,7 @@ def test_the_order_is_that_of_the_names(site):
         good(site, name, name.replace("-", "_"), batch_invariant=True)
     assert mine() == ["t-a", "t-b", "t-c"]
     with ir_core.scope(batch_invariant=True):
-        names = [name for name, _ in ir_core.selection.ladder(ops.rms_norm, ir_core.current())]
+        names = [impl.provider for impl, _ in resolve.ladder(ops.rms_norm, ir_core.current())]
     assert [name for name in names if name.startswith("t_")] == ["t_a", "t_b", "t_c"]
 
 
@@ -126,7 +126,7 @@ def test_the_allow_list(site, monkeypatch: pytest.MonkeyPatch, allowed: str, exp
     monkeypatch.setenv("IR_PACKS", allowed)
     ir_core.refresh()
     assert mine() == expected
-    assert {name for name in discovery.skipped() if name.startswith("t-")} == {"t-a", "t-b"} - set(expected)
+    assert {name for name in catalog.skipped() if name.startswith("t-")} == {"t-a", "t-b"} - set(expected)
     modules = {f"t_{x}_{site.folder.name}" for x in "ab"} & set(sys.modules)
     assert len(modules) == len(expected)  # what is not allowed is not imported
 
@@ -382,7 +382,7 @@ def op_pack(site, name: str, op: str, path: str = "", text: str = OPS) -> str:
 
 def test_an_op_of_a_pack(site):
     code = op_pack(site, "t-ops", "t_new_op")
-    assert "t_new_op" in discovery.op_names()
+    assert "t_new_op" in catalog.op_names()
     assert code not in sys.modules
     assert ops.t_new_op(torch.zeros(1)) == 41
     assert ir_core.get_op("t_new_op") is ops.t_new_op
@@ -490,12 +490,12 @@ def test_a_pack_is_data():
 def test_who_to_ask_for_a_provider(site, monkeypatch: pytest.MonkeyPatch):
     good(site, "t-pack", "t_pack")
     ir_core.packs()
-    assert "'t_pack' implements rms_norm" in discovery.who_offers("t_pack", "other")
+    assert "'t_pack' implements rms_norm" in catalog.who_offers("t_pack", "other")
     monkeypatch.setenv("IR_PACKS", "")
     ir_core.refresh()
     ir_core.packs()
-    assert "ir-kernels-triton" in discovery.who_offers("triton", "rms_norm")
-    assert "Check the spelling" in discovery.who_offers("nope", "rms_norm")
+    assert "ir-kernels-triton" in catalog.who_offers("triton", "rms_norm")
+    assert "Check the spelling" in catalog.who_offers("nope", "rms_norm")
 
 
 # -- platforms

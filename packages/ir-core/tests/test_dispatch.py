@@ -16,7 +16,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import ir_core
-from ir_core import dispatch, policy
+from ir_core import fast_path, policy, resolve, torch_library
 from ir_core.errors import SchemaError, SelectionError
 from ir_core.policy import OpPolicy, Policy
 
@@ -138,11 +138,11 @@ def test_more_shapes_than_are_remembered(wrap: bool):
     op = make_op()
     with op.set_priority(["wide"]), ir_core.enable_torch_wrap(wrap):
         for _ in range(2):
-            for width in range(1, dispatch.MAX_ENTRIES + 20):
+            for width in range(1, fast_path.MAX_ENTRIES + 20):
                 assert ran(op(torch.zeros(2, width), None)) == ("wide" if width >= 8 else "native")
-        tables = [t for t in op._tables.values() if t._entries]
-        assert tables
-        assert all(len(t._entries) <= dispatch.MAX_ENTRIES for t in tables)
+        kept = [len(entries) for c in fast_path.callees(op) for entries in c.entries.values() if entries]
+        assert kept
+        assert all(number <= fast_path.MAX_ENTRIES for number in kept)
 
 
 def test_the_number_of_rows_is_not_part_of_what_is_remembered():
@@ -150,20 +150,25 @@ def test_the_number_of_rows_is_not_part_of_what_is_remembered():
     with op.set_priority(["wide"]), ir_core.enable_torch_wrap(False):
         for rows in (1, 2, 0, 33):
             op(torch.zeros(rows, 16), None)
-        assert sum(len(table._entries) for table in op._tables.values()) == 1
+        assert entries(op) == 1
+
+
+def entries(op) -> int:
+    """How many selections are remembered."""
+    return sum(len(kept) for callee in fast_path.callees(op) for kept in callee.entries.values())
 
 
 def selections(op, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The list that every later selection for ``op`` is added to."""
     made: list[str] = []
-    resolve = dispatch.resolve
+    original = resolve.resolve
 
     def counted(of, *args, **kwargs):
-        chosen, impl = resolve(of, *args, **kwargs)
+        chosen, impl = original(of, *args, **kwargs)
         made.append(impl.provider)
         return chosen, impl
 
-    monkeypatch.setattr(dispatch, "resolve", counted)
+    monkeypatch.setattr(resolve, "resolve", counted)
     return made
 
 
@@ -353,7 +358,7 @@ def test_a_functional_form_is_called_where_inputs_must_stay():
                 op(x, r, None, 1e-6)
                 op(x, r, None, 1e-6)
                 op.maybe_inplace(x, r, None, 1e-6)
-        op._library.provider("t_two_forms")(x, r, None, 1e-6)
+        torch_library.of(op).provider("t_two_forms")(x, r, None, 1e-6)
         assert [name for name, _ in called] == ["functional", "functional", "donating"] * 2 + ["functional"]
         assert all(given is x for _, given in called)
     finally:
@@ -361,11 +366,11 @@ def test_a_functional_form_is_called_where_inputs_must_stay():
 
 
 def test_the_torch_ops_of_an_implementation(pair_op):
-    overload = pair_op._library.provider("in_place")
+    overload = torch_library.of(pair_op).provider("in_place")
     a, b = torch.ones(3), torch.ones(3)
     assert overload(a, b, 3.0)[0][0] == 3
     assert a[0] == 1
-    assert pair_op._library.provider("in_place", inplace=True)(a, b, 3.0) is None
+    assert torch_library.of(pair_op).provider("in_place", inplace=True)(a, b, 3.0) is None
     assert a[0] == b[0] == 3
     assert repr(pair_op.maybe_inplace) == "IrOp('pair').maybe_inplace"
     assert pair_op.maybe_inplace.torch_op._overloadname == "maybe_inplace"
@@ -381,7 +386,7 @@ def test_a_sloppy_in_place_implementation_still_has_its_results_where_they_belon
         return x * scale, x_other.mul_(scale)  # one new, one reused
 
     a, b = torch.ones(3), torch.ones(3)
-    op._library.provider("sloppy", inplace=True)(a, b)
+    torch_library.of(op).provider("sloppy", inplace=True)(a, b)
     assert a[0] == b[0] == 2
 
 
@@ -426,7 +431,7 @@ def test_fake_tensors_leave_nothing_behind(wrap: bool):
             out = op(torch.zeros(2, 16, dtype=torch.bfloat16), None)
             assert out.shape == (2, 16)
             assert out.dtype is torch.bfloat16
-        assert not any(table._entries for table in op._tables.values())
+        assert not entries(op)
         assert ran(op(torch.zeros(2, 16), None)) == "wide"
         with FakeTensorMode():
             assert op(torch.zeros(2, 16), None).shape == (2, 16)
@@ -601,10 +606,130 @@ def test_a_selection_is_not_reused_for_an_equal_value_of_another_type():
     x = torch.ones(3)
     ran = []
     for impl in typed.impls.values():
-        impl.impl_fn = functools.partial(
+        impl._code["impl"] = functools.partial(
             lambda run, name, *args: ran.append(name) or run(*args), impl.impl_fn, impl.provider
         )
     with typed.set_priority(["whole"]), ir_core.enable_torch_wrap(False):
         for scale, sizes in ((1, [1]), (1.0, [1]), (1, [1.0]), (True, [1]), (1, [True]), (1, [1])) * 2:
             typed(x, scale, sizes)
     assert ran == ["whole", "native", "native", "native", "native", "whole"] * 2
+
+
+# -- what is remembered, and can be read
+
+
+@pytest.mark.parametrize("wrap", [True, False])
+def test_a_first_selection_is_not_lost(wrap: bool, monkeypatch: pytest.MonkeyPatch):
+    """Packs are read and the environment too by the first call; what it selects is remembered all the same."""
+    op = make_op()
+    ir_core.set_default_torch_wrap(wrap)
+    ir_core.refresh()
+    made = selections(op, monkeypatch)
+    counts = []
+    for _ in range(4):
+        op(torch.zeros(2, 16), None)
+        counts.append(len(made))
+    assert counts == [1, 1, 1, 1]
+
+
+def test_a_selection_that_a_change_overtook_is_made_again(monkeypatch: pytest.MonkeyPatch):
+    op = make_op()
+    ir_core.set_default_torch_wrap(False)
+    op.set_default(["wide"])
+    original, times = resolve.resolve, []
+
+    def overtaken(of, *args, **kwargs):
+        found = original(of, *args, **kwargs)
+        times.append(1)
+        if len(times) == 1:
+            op.set_default(["five_wide", "native"])
+        return found
+
+    monkeypatch.setattr(resolve, "resolve", overtaken)
+    for _ in range(3):
+        assert ran(op(torch.zeros(2, 16), None)) == "native"
+    assert len(times) == 2
+
+
+def test_the_generated_functions_can_be_read():
+    op = make_op()
+    with op.set_priority(["wide"]), ir_core.enable_torch_wrap(False):
+        op(torch.zeros(2, 16), None)
+        text = op.source()
+    assert "def ir_probe(_ir_self, x, weight, scale=" in text
+    assert "x.shape[-1] == _ir_c" in text
+    assert "x.shape[-1] ==" not in op.source()  # outside of the scope nothing was selected
+
+
+def test_a_new_scope_does_not_compile_anything_again():
+    """Dynamo guards on the code that it finds for a call."""
+    op = make_op()
+    with op.set_priority(["wide"]):
+        op(torch.zeros(2, 16), None)
+    before = type(op).__call__.__code__
+    for provider in ("half_only", "weighted"):
+        with op.set_priority([provider]):
+            op(torch.zeros(2, 16), None)
+    assert type(op).__call__.__code__ is before
+
+
+def test_more_scopes_than_are_remembered():
+    op = make_op()
+    for number in range(fast_path.MAX_SCOPES + 10):
+        with op.set_priority(["wide"]), ir_core.scope(vouched={f"op_{number}"}):
+            assert ran(op(torch.zeros(2, 16), None)) == "wide"
+    assert all(len(callee.scoped) <= fast_path.MAX_SCOPES for callee in fast_path.callees(op))
+
+
+# -- small things of compatibility
+
+
+def test_a_name_twice_in_a_priority_says_what_once_does():
+    op = make_op()
+    with op.set_priority(["native", "native"]):
+        assert op.get_priority() == ["native"]
+    with op.set_priority(["half_only", "wide", "half_only"]):
+        assert op.get_priority() == ["half_only", "wide", "native"]
+
+
+def test_an_op_that_is_gone_breaks_no_other():
+    """A default or a scope that names it stays valid."""
+    op, other = make_op(), make_op("other_probe")
+    op.set_default(["wide"])
+    with op.set_priority(["wide"]):
+        op.unregister()
+        assert ran(other(torch.zeros(2, 16), None)) == "native"
+    assert ran(other(torch.zeros(2, 16), None)) == "native"
+    ir_core.refresh()
+    assert ran(other(torch.zeros(2, 16), None)) == "native"
+    assert ran(make_op()(torch.zeros(2, 16), None)) == "wide"  # it counts again when the op comes back
+
+
+def test_every_answer_to_what_runs_here_is_the_same(monkeypatch: pytest.MonkeyPatch):
+    """With a refuting certificate, ``select`` and ``get_priority`` do not name what a call does not run."""
+    from ir_core.verification import evidence
+
+    op, x = ir_core.ops.rms_norm, torch.zeros(2, 16)
+    args = (x, None, 1e-6, None)
+    op.register_impl("t_refuted", batch_invariant=True)(op.impls["portable"].impl_fn)
+    monkeypatch.setattr(
+        evidence,
+        "certificate_for",
+        lambda impl, target: _Certificate() if impl.provider == "t_refuted" else None,
+    )
+    monkeypatch.setattr(evidence, "_certificates", lambda: {("rms_norm", "t_refuted"): [1]})
+    target = ir_core.Target(device="cpu", kind="cpu", batch_invariant=True)
+    try:
+        with ir_core.scope(batch_invariant=True), op.set_priority(["t_refuted"]):
+            assert op.dispatch(*args).provider == "portable"
+            assert ir_core.select(op, ir_core.current(), target, args).provider == "portable"
+            assert op.get_priority() == ["portable"]
+    finally:
+        op.unregister_impl("t_refuted")
+
+
+class _Certificate:
+    verdict, created, order = "refuted", "today", ""
+
+    def summary(self) -> str:
+        return "rows differ"

@@ -9,7 +9,7 @@ import torch._dynamo.testing
 from torch import Tensor, fx
 
 import ir_core
-from ir_core import ops
+from ir_core import ops, torch_library
 from ir_core.errors import SelectionError
 
 pytestmark = pytest.mark.usefixtures("alone")
@@ -128,7 +128,7 @@ def test_an_opaque_implementation_is_one_op_in_the_graph(wrap: bool):
                 op(torch.zeros(2))
             compiled = torch.compile(lambda x: op(x) * 1, backend=backend, fullgraph=True)
             assert compiled(torch.zeros(2))[0] == 3
-        assert str(op.torch_op if wrap else op._library.provider("sealed")) in backend.targets
+        assert str(op.torch_op if wrap else torch_library.of(op).provider("sealed")) in backend.targets
 
 
 @WRAPS

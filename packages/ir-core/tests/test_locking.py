@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import ir_core
-from ir_core import locking, ops
+from ir_core import lock_file, ops
 from ir_core.errors import LockError
 
 pytestmark = pytest.mark.usefixtures("alone")
@@ -20,7 +20,7 @@ X = torch.zeros(2, 4)
 @pytest.fixture(autouse=True)
 def forget():
     yield
-    locking.refresh()
+    lock_file.refresh()
 
 
 @pytest.fixture
@@ -42,7 +42,7 @@ def call() -> torch.Tensor:
 
 
 def test_what_is_locked_runs(locked):
-    locked({"rms_norm": locking.describe(ops.rms_norm.impls["portable"])})
+    locked({"rms_norm": lock_file.describe(ops.rms_norm.impls["portable"])})
     with ops.rms_norm.set_priority(["portable"]):
         call()
         call()
@@ -52,7 +52,7 @@ def test_what_is_locked_runs(locked):
 
 @pytest.mark.parametrize("key", ["provider", "distribution", "version", "digest"])
 def test_any_difference_is_an_error_that_quotes_both(locked, key: str):
-    wanted = locking.describe(ops.rms_norm.impls["native"])
+    wanted = lock_file.describe(ops.rms_norm.impls["native"])
     locked({"rms_norm": {**wanted, key: "other"}})
     for _ in range(2):
         with pytest.raises(LockError, match=f"{key}: locked 'other', here '{wanted[key]}'") as caught:
@@ -94,4 +94,6 @@ def test_the_digest_covers_the_source(tmp_path: Path):
     impl = ops.rms_norm.impls["portable"]
     assert impl.uuid() == impl.uuid()
     assert impl.uuid() != ops.rms_norm.impls["native"].uuid()
-    assert set(locking.describe(impl)) == {"provider", "distribution", "version", "digest"}
+    assert set(lock_file.describe(impl)) == {"order", "provider", "distribution", "version", "digest"}
+    native = ops.rms_norm.impls["native"]
+    assert set(lock_file.describe(native)) == {"provider", "distribution", "version", "digest"}

@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from ir_core import IrOp, discovery, ops, register_op
+import ir_core
+from ir_core import IrOp, ops, register_op
 from ir_core.errors import PackError, SchemaError
 from ir_core.pack import KernelPack
 from ir_core.platforms import target_of
@@ -109,7 +110,7 @@ def one_result(first: Sequence[Any], second: Sequence[Any]) -> Any:
 )
 def test_the_probe(op: IrOp, pair: Callable[..., Any] | None, complaint: str | None) -> None:
     impl = op.register_impl("t_pair", pair=pair)(scaled)
-    assert impl.offers_pair == (pair is not None)
+    assert (impl.spec.pair is not None) == (pair is not None)
     outcome = one_call.pair(Subject(impl, target_of(torch.device("cpu"))), CALL)
     assert outcome == PASSED if complaint is None else complaint in str(outcome)
 
@@ -143,7 +144,7 @@ def test_what_cannot_be_a_pair(op: IrOp, pair: Any) -> None:
 
 
 def test_a_function_without_a_signature_is_taken(op: IrOp) -> None:
-    assert op.register_impl("t_c", pair=max)(scaled).offers_pair
+    assert op.register_impl("t_c", pair=max)(scaled).pair_fn is max
 
 
 def test_the_pair_is_part_of_the_identity(op: IrOp) -> None:
@@ -169,9 +170,9 @@ def test_a_pack_offers_one_by_path(site: Any) -> None:
         "pair": "t_pair_kernels:both",
     }
     site.pack("t-paired", f"PACK = { ({'api': 1, 'name': 't', 'implementations': [offer]})!r}")
-    discovery.refresh()
+    ir_core.refresh()
     impl = ops.rms_norm.impls["t_paired"]
-    assert impl.offers_pair
+    assert impl.spec.pair is not None
     import sys
 
     assert "t_pair_kernels" not in sys.modules  # data first

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 import ir_core
-from ir_core import dispatch, policy
+from ir_core import fast_path, policy
 from ir_core.errors import PolicyError, UnknownProviderError
 from ir_core.policy import OpPolicy, Policy
 
@@ -112,10 +112,10 @@ def test_overlapping_torch_wrap_blocks_end_in_any_order(order):
     blocks = [ir_core.enable_torch_wrap(False), ir_core.enable_torch_wrap(True)]
     for block in blocks:
         block.__enter__()
-    assert dispatch.torch_wrap()
+    assert policy.wrap_of(policy.here())
     for which in order:
         blocks[which].__exit__(None, None, None)
-    assert dispatch.torch_wrap()
+    assert policy.wrap_of(policy.here())
 
 
 def test_generators_take_their_scope_with_them(op):
@@ -271,18 +271,18 @@ def test_an_async_generator_closed_by_another_task(op):
 
 
 def test_torch_wrap_is_scoped_too(op):
-    default = dispatch.torch_wrap()
+    default = policy.wrap_of(policy.here())
     seen: list[bool] = []
     with ir_core.enable_torch_wrap(not default):
-        assert dispatch.torch_wrap() is not default
-        thread = threading.Thread(target=lambda: seen.append(dispatch.torch_wrap()))
+        assert policy.wrap_of(policy.here()) is not default
+        thread = threading.Thread(target=lambda: seen.append(policy.wrap_of(policy.here())))
         thread.start()
         thread.join()
         assert runs(op) == 0
         with op.set_priority(["one"]):
             assert runs(op) == 1
     assert seen == [default]
-    assert dispatch.torch_wrap() is default
+    assert policy.wrap_of(policy.here()) is default
 
 
 def test_an_executor_does_not_take_a_scope_along(op):
@@ -379,7 +379,7 @@ def test_a_fork_while_another_thread_selects_does_not_hang(op):
     held, release = threading.Event(), threading.Event()
 
     def hold() -> None:
-        with dispatch._lock, policy._lock:
+        with fast_path._lock, policy._lock:
             held.set()
             release.wait(60)
 

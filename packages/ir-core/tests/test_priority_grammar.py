@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 import ir_core
 from ir_core import env, policy
 from ir_core.errors import EnvError, UnknownOpError, UnknownProviderError
-from ir_core.policy import OpPolicy
-from ir_core.priority import parse_priority
+from ir_core.policy import OpPolicy, parse_priority
 
 pytestmark = pytest.mark.usefixtures("alone")
 

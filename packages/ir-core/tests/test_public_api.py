@@ -14,7 +14,7 @@ import ir_core
 # Adding a name is a decision, and taking one away breaks somebody: both are seen here.
 PUBLIC = """
     AllOf Accepted AnyOf Candidate Capability Evidence Feature ImplSpec IrError IrOp IrOpImpl IrWarning KernelPack
-    Kind OpPolicy PACK_API Policy RESERVED_PROVIDERS Rejected Requirement SM Selection Target __version__ audit
+    Kind OpPolicy Order PACK_API Policy RESERVED_PROVIDERS Rejected Requirement SM Selection Target __version__ audit
     bind_policy change_default compile current enable enable_torch_wrap errors failures get_op ops packs
     parse_requirement refresh register_op scope select set_default_torch_wrap
 """

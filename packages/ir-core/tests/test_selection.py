@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 import ir_core
+from ir_core import resolve
 from ir_core.errors import (
     PolicyError,
     SelectionError,
@@ -18,7 +19,8 @@ from ir_core.errors import (
     UnknownProviderError,
 )
 from ir_core.policy import OpPolicy, Policy
-from ir_core.selection import Evidence, ladder, select
+from ir_core.resolve import select
+from ir_core.selection import Evidence
 from ir_core.target import Target
 
 pytestmark = pytest.mark.usefixtures("alone")
@@ -51,6 +53,10 @@ def op():
     for provider, distribution in (("zeta", "z-dist"), ("alpha", "b-dist"), ("beta", "a-dist")):
         op.register_impl(provider, batch_invariant=True)(body).distribution = distribution
     return op
+
+
+def ladder(op, policy):
+    return [(impl.provider, named) for impl, named in resolve.ladder(op, policy)]
 
 
 def policy_of(*, batch_invariant=False, strict=False, disabled=False, prefer=(), vouched=(), **own):
@@ -415,7 +421,7 @@ def test_canonical_bits_stand_before_other_invariant_ones():
     op = ops.rms_norm
     portable = op.impls["portable"].impl_fn
     op.register_impl("aaa_other_bits", batch_invariant=True)(portable)
-    op.register_impl("zzz_canonical", batch_invariant=True, canonical=True)(portable)
+    op.register_impl("zzz_canonical", batch_invariant=True, order="tree")(portable)
     try:
         order = [provider for provider, _ in ladder(op, Policy(batch_invariant=True))]
         assert order.index("zzz_canonical") < order.index("aaa_other_bits") < order.index("portable")

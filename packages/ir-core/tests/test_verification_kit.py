@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -55,7 +56,7 @@ def test_what_does_not_claim_invariance_is_not_asked() -> None:
     names = contract_tests("scratch_norm/native")
     assert "test_invariance_scratch_norm_native" in names
     impl = mutants.register()["scratch_norm/canonical"]
-    impl.batch_invariant = False
+    impl.spec = dataclasses.replace(impl.spec, batch_invariant=False)
     assert "test_invariance_scratch_norm_canonical" not in contract_tests("scratch_norm/canonical")
     assert "test_order_scratch_norm_canonical" in contract_tests("scratch_norm/canonical")
     assert "test_order_scratch_norm_row_by_row" not in contract_tests("scratch_norm/row_by_row")
@@ -93,7 +94,7 @@ def test_a_failure_reads_like_a_note(mutant: str, check: str, said: str) -> None
 
 def test_what_cannot_run_here_is_skipped() -> None:
     impl = mutants.register()["scratch_norm/canonical"]
-    impl._flag = False
+    impl.spec = dataclasses.replace(impl.spec, supported=False)
     with pytest.raises(SkipTest, match="not supported on this machine"):
         contract_tests("scratch_norm/canonical")["test_numerics_scratch_norm_canonical"]()
 

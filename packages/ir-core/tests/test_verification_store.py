@@ -17,10 +17,10 @@ import pytest
 import torch
 
 import ir_core
-from ir_core import dispatch, ops, platforms, policy
+from ir_core import fast_path, ops, platforms, policy
 from ir_core.errors import CertificateError, StrictError
 from ir_core.policy import OpPolicy, Policy
-from ir_core.selection import select
+from ir_core.resolve import select
 from ir_core.verification import Certificate, Finding, evidence, identity, store
 
 TARGET = platforms.target_of(torch.device("cpu"))
@@ -33,7 +33,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     yield tmp_path
     monkeypatch.undo()
     evidence.refresh()
-    dispatch.reset_all()
+    fast_path.reset_all()
 
 
 def made(provider: str = "native", verdict: str = "certified", **changes: object) -> Certificate:

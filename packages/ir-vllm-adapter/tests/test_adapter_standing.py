@@ -43,7 +43,7 @@ def test_invariant_mode_lists_invariant_candidates_up_to_one_that_takes_all(op: 
         reasons = {c.provider: c.reason for c in standing(op, policy, CPU)}
     assert reasons["variant"] == "not declared batch-invariant"
     assert "SM >= 9.0" in reasons["elsewhere"]
-    assert "nobody named native" in reasons["native"]
+    assert "no policy names native" in reasons["native"]
 
 
 def test_what_is_chosen_for_arguments_is_in_the_order(op: IrOp) -> None:

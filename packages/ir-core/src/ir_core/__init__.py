@@ -3,12 +3,12 @@
 
 The five verbs, in order, and where they live:
 
-1. **register** an implementation of an op: :func:`register_op`, :meth:`IrOp.register_impl` (``registry``: ``op.py``,
-   ``impl.py``) or a :class:`KernelPack` (``pack.py``)
-2. **discover** the packs that are installed: ``discovery.py``
-3. **select** one implementation for a call under an explicit requirement: :func:`select` (``selection.py``,
-   ``policy.py``)
-4. **call** it eagerly (``dispatch.py``) or **lower** a compiled graph to it: :func:`compile` (``lowering/``)
+1. **register** an implementation of an op: :func:`register_op`, :meth:`IrOp.register_impl` (``op.py``, ``impl.py``) or
+   a :class:`KernelPack` (``pack.py``)
+2. **discover** the packs that are installed: ``discovery.py``, ``catalog.py``
+3. **select** one implementation for a call under an explicit requirement: :func:`select` (``resolve.py``,
+   ``selection.py``, ``policy.py``)
+4. **call** it eagerly (``fast_path.py``) or **lower** a compiled graph to it: :func:`compile` (``lowering/``)
 5. **verify**, bitwise, that it has the property it claims: ``verification/``
 """
 
@@ -27,32 +27,36 @@ from ir_core.version import __version__
 if TYPE_CHECKING:
     from ir_core import ops
     from ir_core.auditing import audit
-    from ir_core.discovery import failures, get_op, packs, refresh
-    from ir_core.dispatch import enable_torch_wrap, set_default_torch_wrap
+    from ir_core.catalog import failures, packs
     from ir_core.enabling import bind_policy, enable
-    from ir_core.impl import IrOpImpl
-    from ir_core.op import IrOp
-    from ir_core.pack import PACK_API, ImplSpec, KernelPack
+    from ir_core.fast_path import enable_torch_wrap, set_default_torch_wrap
+    from ir_core.impl import ImplSpec, IrOpImpl
+    from ir_core.meaning import RESERVED_PROVIDERS, Order
+    from ir_core.op import IrOp, get_op, register_op
+    from ir_core.pack import PACK_API, KernelPack
     from ir_core.policy import OpPolicy, Policy, change_default, current, scope
-    from ir_core.registry import RESERVED_PROVIDERS, register_op
     from ir_core.requirement import SM, AllOf, AnyOf, Feature, Kind, Requirement, parse_requirement
-    from ir_core.selection import Candidate, Evidence, Selection, select
+    from ir_core.resolve import select
+    from ir_core.runtime import refresh
+    from ir_core.selection import Candidate, Evidence, Selection
     from ir_core.target import Accepted, Capability, Rejected, Target
 
 # Where the public names are. They are imported when they are first used: torch takes seconds, and the command line
 # and its completion need most of them never.
 _HOMES = {
     "auditing": ("audit",),
-    "discovery": ("failures", "get_op", "packs", "refresh"),
-    "dispatch": ("enable_torch_wrap", "set_default_torch_wrap"),
+    "catalog": ("failures", "packs"),
     "enabling": ("bind_policy", "enable"),
-    "impl": ("IrOpImpl",),
-    "op": ("IrOp",),
-    "pack": ("PACK_API", "ImplSpec", "KernelPack"),
+    "fast_path": ("enable_torch_wrap", "set_default_torch_wrap"),
+    "impl": ("ImplSpec", "IrOpImpl"),
+    "meaning": ("RESERVED_PROVIDERS", "Order"),
+    "op": ("IrOp", "get_op", "register_op"),
+    "pack": ("PACK_API", "KernelPack"),
     "policy": ("OpPolicy", "Policy", "change_default", "current", "scope"),
-    "registry": ("RESERVED_PROVIDERS", "register_op"),
     "requirement": ("SM", "AllOf", "AnyOf", "Feature", "Kind", "Requirement", "parse_requirement"),
-    "selection": ("Candidate", "Evidence", "Selection", "select"),
+    "resolve": ("select",),
+    "runtime": ("refresh",),
+    "selection": ("Candidate", "Evidence", "Selection"),
     "target": ("Accepted", "Capability", "Rejected", "Target"),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
@@ -60,11 +64,6 @@ _HOME = {name: home for home, names in _HOMES.items() for name in names}
 
 def __getattr__(name: str) -> _Any:
     if name in _HOME:
-        if name in (
-            "IrOp",
-            "register_op",
-        ):  # the registry has the core's ops in it, and their names are taken
-            _import_module("ir_core.ops")
         value = getattr(_import_module(f"ir_core.{_HOME[name]}"), name)
         globals()[name] = value
         return value
@@ -103,6 +102,7 @@ __all__ = [
     "KernelPack",
     "Kind",
     "OpPolicy",
+    "Order",
     "Policy",
     "Rejected",
     "Requirement",

@@ -9,18 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
+from torch._ops import OpOverload
 from torch.autograd import forward_ad
 
 from ir_core import codegen
-
-if TYPE_CHECKING:
-    from torch._ops import OpOverload
-
-    from ir_core.op import IrOp
+from ir_core.meaning import Meaning
 
 _after_autograd = torch._C._after_autograd_keyset
 
@@ -34,8 +31,10 @@ _OTHERS = _bits(_keys.Python) | _bits(_keys.Functionalize) | (_bits(_keys.Meta) 
 """Tensor subclasses and dispatch modes, functional wrappers, and tensors without data: torch decides for these."""
 
 
-def kernel(op: IrOp, overload: OpOverload[..., Any], inner: str) -> Callable[..., Any]:
-    """The Autograd kernel of ``overload``; ``inner`` is the attribute of ``op`` that runs it below autograd.
+def kernel(
+    op: Meaning, overload: OpOverload[..., Any], inner: str, held: dict[str, Any]
+) -> Callable[..., Any]:
+    """The Autograd kernel of ``overload``; ``inner`` runs it below autograd, an attribute of the object in ``held``.
 
     With plain tensors and no gradient to record it calls ``inner`` at once: a second trip through the dispatcher
     would cost as much again as the first.
@@ -45,9 +44,9 @@ def kernel(op: IrOp, overload: OpOverload[..., Any], inner: str) -> Callable[...
         "    return $record($op, $overload, $keyset, {names})",
         f"if $keyset.raw_repr() & {_OTHERS}:",
         "    return $redispatch($keyset & $after_autograd, {names})",
-        f"return $op.{inner}({{names}})",
+        f"return ${inner}({{names}})",
     ]
-    space = {
+    space = held | {
         "op": op,
         "overload": overload,
         "grad_enabled": torch.is_grad_enabled,
@@ -73,7 +72,7 @@ def _record(*args: Any) -> Any:
 
 class _BackwardOfOneLevel(torch.autograd.function._SingleLevelFunction):
     @staticmethod
-    def forward(ctx: Any, op: IrOp, overload: OpOverload[..., Any], keyset: Any, *args: Any) -> Any:
+    def forward(ctx: Any, op: Meaning, overload: OpOverload[..., Any], keyset: Any, *args: Any) -> Any:
         ctx.op = op
         ctx.set_materialize_grads(False)
         ctx.positions = [i for i, arg in enumerate(args) if isinstance(arg, Tensor)]
@@ -95,7 +94,7 @@ class _BackwardOfOneLevel(torch.autograd.function._SingleLevelFunction):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> Any:
         args = _saved(ctx)
-        backward = ctx.op._backward_fn
+        backward = ctx.op.backward_fn
         if backward is not None:
             return (None, None, None, *backward(tuple(args), grads))
         return (None, None, None, *_native_vjp(ctx.op, args, grads, ctx.needs_input_grad[3:]))
@@ -122,7 +121,7 @@ def _saved(ctx: Any) -> list[Any]:
     return args
 
 
-def _native_jvp(op: IrOp, args: list[Any], tangents: tuple[Any, ...]) -> Any:
+def _native_jvp(op: Meaning, args: list[Any], tangents: tuple[Any, ...]) -> Any:
     """Tangents of the native implementation's outputs at ``args``, one an output."""
     with forward_ad._set_fwd_grad_enabled(True):
         duals = [
@@ -131,7 +130,7 @@ def _native_jvp(op: IrOp, args: list[Any], tangents: tuple[Any, ...]) -> Any:
             else arg
             for arg, tangent in zip(args, tangents, strict=True)
         ]
-        outputs = op._impls["native"].impl_fn(*duals)
+        outputs = op.native_fn(*duals)
         results = []
         for out in outputs if isinstance(outputs, tuple) else (outputs,):
             tangent = forward_ad.unpack_dual(out).tangent
@@ -140,7 +139,7 @@ def _native_jvp(op: IrOp, args: list[Any], tangents: tuple[Any, ...]) -> Any:
 
 
 def _native_vjp(
-    op: IrOp, args: list[Any], grads: tuple[Tensor | None, ...], needed: tuple[bool, ...]
+    op: Meaning, args: list[Any], grads: tuple[Tensor | None, ...], needed: tuple[bool, ...]
 ) -> list[Tensor | None]:
     """Gradients of the native implementation at ``args`` for the output gradients ``grads``."""
     if torch._C._are_functorch_transforms_active():
@@ -153,7 +152,7 @@ def _native_vjp(
         ]
         # A view keeps the graph of the recomputation apart from the graph that the saved tensor belongs to.
         seen = [arg.view_as(arg) if need else arg for arg, need in zip(inputs, needed, strict=True)]
-        outputs = op._impls["native"].impl_fn(*seen)
+        outputs = op.native_fn(*seen)
     pairs = [
         (out, grad)
         for out, grad in zip(outputs if isinstance(outputs, tuple) else (outputs,), grads, strict=True)
@@ -175,7 +174,7 @@ def _native_vjp(
 
 
 def _native_vjp_in_transform(
-    op: IrOp, args: list[Any], grads: tuple[Tensor | None, ...], needed: tuple[bool, ...]
+    op: Meaning, args: list[Any], grads: tuple[Tensor | None, ...], needed: tuple[bool, ...]
 ) -> list[Tensor | None]:
     """:func:`_native_vjp` inside ``torch.func``: recomputed on a level of its own, so that all others see it."""
     wanted = [i for i, need in enumerate(needed) if need]
@@ -184,7 +183,7 @@ def _native_vjp_in_transform(
         seen = list(args)
         for index, tensor in zip(wanted, moving, strict=True):
             seen[index] = tensor
-        outputs = op._impls["native"].impl_fn(*seen)
+        outputs = op.native_fn(*seen)
         return outputs if isinstance(outputs, tuple) else (outputs,)
 
     vjp: Any = torch.func.vjp

@@ -6,7 +6,7 @@ device, rank and the last dimension; for tensors that are not activations (weigh
 dimension and stride. Whatever would let the selection depend on the batch raises :class:`PredicateError`.
 
 Every answer is recorded. A predicate is a function of the answers it was given, so a selection stays valid for
-each later call whose answers are the same: that is the key of the eager fast path (``dispatch.py``).
+each later call whose answers are the same: that is the key of the eager fast path (``fast_path.py``).
 """
 
 from __future__ import annotations

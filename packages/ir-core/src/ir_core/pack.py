@@ -27,44 +27,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Final
 
-from ir_core.errors import PackError, TargetError
-from ir_core.requirement import Requirement, parse_requirement
+from ir_core.errors import PackError, SchemaError, TargetError
+from ir_core.impl import CODE, ImplSpec
+
+__all__ = ["PACK_API", "ImplSpec", "KernelPack"]
 
 PACK_API: Final = 1
 """Version of this contract; a pack states the one it was written for."""
-
-
-@dataclass(frozen=True)
-class ImplSpec:
-    """One implementation that a pack offers.
-
-    Args:
-        op, provider: which op it implements, under which name.
-        impl: ``"module:function"`` with the native implementation's signature.
-        requires: what the device must have (``ir_core.requirement``).
-        supports_args: ``"module:function"`` of its predicate (``ir_core.facts``).
-        batch_invariant: the claim; ``None`` takes what the op says of itself.
-        inplace: it may write its results into its activation inputs.
-        opaque: compiled graphs call it as one op; right for whatever launches kernels itself.
-        canonical: its bits are those of ``portable``; in batch-invariant mode it stands before packs whose are not.
-        sources: further modules whose text decides its bits.
-        functional: ``"module:function"`` that does what an ``inplace`` one does, with the same bits, into memory of
-            its own; for calls whose inputs must stay. Without it they work on copies.
-        pair: ``"module:function"`` that does two calls in one launch (:meth:`ir_core.IrOp.register_impl`).
-    """
-
-    op: str
-    provider: str
-    impl: str
-    requires: Requirement | None = None
-    supports_args: str | None = None
-    batch_invariant: bool | None = None
-    inplace: bool = False
-    opaque: bool = False
-    canonical: bool = False
-    sources: tuple[str, ...] = ()
-    functional: str | None = None
-    pair: str | None = None
 
 
 @dataclass(frozen=True)
@@ -123,41 +92,18 @@ def _parse_spec(data: object) -> ImplSpec:
         raise PackError(f"An implementation is {data!r:.80}.", fix="Describe it by a mapping.")
     what = f"Implementation '{data.get('op')}/{data.get('provider')}'"
     _check_keys(data, ImplSpec, what, {"op", "provider", "impl"})
-    _check_path(data["impl"], what)
-    if data.get("supports_args") is not None:
-        _check_path(data["supports_args"], f"supports_args of {what}")
-    if data.get("functional") is not None:
-        _check_path(data["functional"], f"functional of {what}")
-        if not data.get("inplace"):
-            raise PackError(
-                f"{what} has a functional form beside it and is functional.",
-                fix="Say inplace=True of the form that writes into its inputs, or drop functional.",
-            )
-    if data.get("pair") is not None:
-        _check_path(data["pair"], f"pair of {what}")
-    for key in ("batch_invariant", "inplace", "opaque", "canonical"):
-        if data.get(key) not in (None, True, False):
-            raise PackError(f"{what} has {key}={data[key]!r}.", fix="It is True or False.")
+    for name in CODE:
+        if data.get(name) is not None or name == "impl":
+            _check_path(data[name], what if name == "impl" else f"{name} of {what}")
+    given = {f.name: data[f.name] for f in fields(ImplSpec) if data.get(f.name) is not None}
     try:
-        requires = parse_requirement(data.get("requires"))
+        return ImplSpec(**given | {"op": str(data["op"]), "provider": str(data["provider"])})
+    except SchemaError as error:
+        raise PackError(error.what, why=error.why, fix=error.fix) from None
     except TargetError as error:
         raise PackError(
             f"{what} has a malformed requirement: {error.what}", why=error.why, fix=error.fix
         ) from None
-    return ImplSpec(
-        op=str(data["op"]),
-        provider=str(data["provider"]),
-        impl=data["impl"],
-        requires=requires,
-        supports_args=data.get("supports_args"),
-        batch_invariant=data.get("batch_invariant"),
-        inplace=bool(data.get("inplace")),
-        opaque=bool(data.get("opaque")),
-        canonical=bool(data.get("canonical")),
-        sources=tuple(data.get("sources", ())),
-        functional=data.get("functional"),
-        pair=data.get("pair"),
-    )
 
 
 def _check_keys(data: Mapping[Any, Any], cls: type, what: str, required: set[str]) -> None:

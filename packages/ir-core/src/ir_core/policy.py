@@ -1,6 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """The requirement under which implementations are selected: an immutable value, scoped by a context variable.
 
+The grammar of ``IR_PRIORITY``::
+
+    IR_PRIORITY = rule { ";" rule }
+    rule        = [ op "=" ] [ "only:" | "deny:" | "prefer:" ] provider { "," provider }
+                | op "=" "order:" order
+
+A rule without an op is a list for every op that has those providers; it may only prefer. Whether ops, providers and
+orders exist is checked when the op is first selected for, since a pack may bring them.
+
 ``default()`` is the policy of the process: what the environment says, changed by ``set_default``. ``scope``
 replaces it for a block, in this thread and task only, and restores it whatever happens inside.
 """
@@ -9,11 +18,13 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextvars import ContextVar
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Final
+from weakref import WeakValueDictionary
 
 from ir_core import env
-from ir_core.errors import PolicyError
+from ir_core.errors import EnvError, PolicyError
 from ir_core.locks import fork_safe_rlock
 from ir_core.scoped import Scoped
 
@@ -37,12 +48,14 @@ class OpPolicy:
         only: if set, nothing else may run, in this order.
         deny: providers that may not run.
         batch_invariant: if set, overrides the policy's ``batch_invariant`` for this op.
+        order: if set, only implementations of this order of the op may run.
     """
 
     prefer: tuple[str, ...] = ()
     only: tuple[str, ...] | None = None
     deny: frozenset[str] = frozenset()
     batch_invariant: bool | None = None
+    order: str | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "prefer", _unique("prefer", self.prefer))
@@ -124,6 +137,7 @@ class Policy:
                     "only": None if p.only is None else list(p.only),
                     "deny": sorted(p.deny),
                     "batch_invariant": p.batch_invariant,
+                    "order": p.order,
                 }
                 for name, p in self.ops
             },
@@ -134,14 +148,56 @@ _FIELDS: Final = tuple(f.name for f in fields(Policy) if f.compare)
 _NOTHING: Final = OpPolicy()
 
 
+_EXAMPLE: Final = "For example IR_PRIORITY='rms_norm=triton,native;fused_add_rms_norm=only:portable'."
+
+
+def parse_priority(text: str) -> tuple[tuple[str, ...], dict[str, OpPolicy]]:
+    """Parse the value of ``IR_PRIORITY`` into (list for every op, policy of each op named).
+
+    Raises:
+        EnvError: a rule is malformed, repeated, or contradicts another.
+    """
+    everywhere: tuple[str, ...] | None = None
+    fields: dict[str, dict[str, Any]] = {}
+    for rule in filter(None, (part.strip() for part in text.split(";"))):
+        op, equals, value = rule.rpartition("=")
+        mode, colon, names = value.strip().rpartition(":")
+        mode = mode.strip() if colon else "prefer"
+        providers = tuple(name.strip() for name in names.split(",") if name.strip())
+        op = op.strip()
+        if mode not in ("prefer", "only", "deny", "order") or (equals and not op):
+            raise EnvError(f"{env.IR_PRIORITY} has the rule {rule!r}, which cannot be read.", fix=_EXAMPLE)
+        if not providers:
+            raise EnvError(f"{env.IR_PRIORITY} has the rule {rule!r}, which names no provider.", fix=_EXAMPLE)
+        if not equals:
+            if mode != "prefer" or everywhere is not None:
+                raise EnvError(
+                    f"{env.IR_PRIORITY} has the rule {rule!r} for every op.",
+                    why="There may be one list for every op, and it may only prefer.",
+                    fix=_EXAMPLE,
+                )
+            everywhere = providers
+            continue
+        own = fields.setdefault(op, {})
+        if mode in own:
+            raise EnvError(
+                f"{env.IR_PRIORITY} has two '{mode}' rules for {op}.", fix="Join them into one list."
+            )
+        if mode == "order" and len(providers) > 1:
+            raise EnvError(f"{env.IR_PRIORITY} has several orders in {rule!r}.", fix="Name one.")
+        own[mode] = providers[0] if mode == "order" else providers
+    try:
+        return everywhere or (), {op: OpPolicy(**own) for op, own in fields.items()}
+    except PolicyError as error:
+        raise EnvError(f"{env.IR_PRIORITY}={text!r}: {error.what}", why=error.why, fix=error.fix) from None
+
+
 def from_environment() -> Policy:
     """The policy that the environment asks for.
 
     Raises:
         EnvError: a variable is malformed, or in strict mode contradicts another.
     """
-    from ir_core.priority import parse_priority
-
     env.warn_misspelt()
     prefer, ops = parse_priority(env.text(env.IR_PRIORITY) or "")
     invariant, strict, disabled = map(env.flag, (env.VLLM_BATCH_INVARIANT, env.IR_STRICT, env.IR_DISABLE))
@@ -163,6 +219,26 @@ _changes: list[
 _default: Policy | None = None
 _scoped: Scoped[Policy] = Scoped("ir_core_policy")
 innermost_scope = _scoped.innermost
+_wrapped: Scoped[bool] = Scoped("ir_core_torch_wrap")
+_default_wrap = True
+
+
+class Here:
+    """What the scopes of this thread and task ask for: a policy, and whether calls go through torch; or ``None``.
+
+    One object for each pair, so that the hot path compares identities.
+    """
+
+    __slots__ = ("__weakref__", "policy", "wrap")
+
+    def __init__(self, policy: Policy | None, wrap: bool | None) -> None:
+        self.policy, self.wrap = policy, wrap
+
+
+_heres: WeakValueDictionary[tuple[Policy | None, bool | None], Here] = WeakValueDictionary()
+_here: ContextVar[Here | None] = ContextVar("ir_core_here", default=None)
+here: Final = _here.get
+"""What holds here, or ``None`` outside of all scopes."""
 
 _scopes_used = False
 _listeners: list[Callable[[], None]] = []
@@ -184,6 +260,54 @@ def use_scopes() -> None:
     if not _scopes_used:
         _scopes_used = True
         _notify()
+
+
+def _note() -> None:
+    """Keep :func:`here` true after a block was entered or left."""
+    key = (_scoped.get(), _wrapped.get())
+    if key == (None, None):
+        _here.set(None)
+        return
+    with _lock:
+        found = _heres.get(key)
+        if found is None:
+            found = _heres[key] = Here(*key)
+    _here.set(found)
+
+
+@contextlib.contextmanager
+def _block(blocks: Scoped[Any], value: Any) -> Iterator[None]:
+    use_scopes()
+    try:
+        with blocks.block(value):
+            _note()
+            yield
+    finally:
+        _note()
+
+
+def policy_of(here: Here | None) -> Policy:
+    """The policy that holds there."""
+    return default() if here is None or here.policy is None else here.policy
+
+
+def wrap_of(here: Here | None) -> bool:
+    """Whether op calls go through their torch op there."""
+    return _default_wrap if here is None or here.wrap is None else here.wrap
+
+
+def set_default_wrap(enable: bool) -> None:
+    """Let op calls go through their torch op, or not, outside of every :func:`wrap_scope`."""
+    global _default_wrap
+    _default_wrap = enable
+    _notify()
+
+
+@contextlib.contextmanager
+def wrap_scope(enable: bool) -> Iterator[None]:
+    """:func:`set_default_wrap` for a ``with`` block, in this thread and task."""
+    with _block(_wrapped, enable):
+        yield
 
 
 def current() -> Policy:
@@ -263,7 +387,6 @@ def scope(policy: Policy | None = None, /, **changes: Any) -> Iterator[Policy]:
         PolicyError: an unknown field, or contradictory values.
     """
     check_fields(changes)
-    base = policy if policy is not None else current()
-    use_scopes()
-    with _scoped.block(replace(base, **changes)) as mine:
+    mine = replace(policy if policy is not None else current(), **changes)
+    with _block(_scoped, mine):
         yield mine

@@ -71,8 +71,8 @@ class _Op(Protocol):
     tensor_params: dict[str, str]
     parameter_values: dict[str, dict[str, Any]]
     signature: Any
-    _impls: dict[str, Any]
-    _input_generator: Callable[..., tuple[Any, ...]] | None
+    native_fn: Callable[..., Any]
+    input_generator: Callable[..., tuple[Any, ...]] | None
 
 
 def found(op: _Op) -> tuple[Reduction, ...]:
@@ -82,18 +82,13 @@ def found(op: _Op) -> tuple[Reduction, ...]:
     schema; for few rows and many, with each optional tensor and without, and for each documented value of a parameter.
     Asked once for each pair of native function and input generator.
     """
-    key = (_native(op), op._input_generator)
+    key = (op.native_fn, op.input_generator)
     known: tuple[Any, tuple[Reduction, ...]] | None = op.__dict__.get("_reductions")
     if known is not None and known[0] == key:
         return known[1]
     result = _trace_all(op)
     op.__dict__["_reductions"] = key, result
     return result
-
-
-def _native(op: _Op) -> Callable[..., Any]:
-    function: Callable[..., Any] = op._impls["native"].impl_fn
-    return function
 
 
 class _Recorder(TorchDispatchMode):
@@ -130,7 +125,7 @@ def _trace_all(op: _Op) -> tuple[Reduction, ...]:
     notes: dict[Reduction, None] = {}
     error: Exception | None = None
     traced = False
-    native = _native(op)
+    native = op.native_fn
     with _nothing_active():
         for rows in ROWS:
             for attempt in itertools.islice(_arguments(op, rows), _MAX_TRACES):
@@ -171,7 +166,7 @@ def _nothing_active() -> Iterator[None]:
 
 def _arguments(op: _Op, rows: int) -> Iterator[Callable[[Any], Sequence[Any]]]:
     """Ways to make arguments inside a fake mode, the likeliest first."""
-    if (generator := op._input_generator) is not None:
+    if (generator := op.input_generator) is not None:
         made = functools.partial(generator, num_tokens=rows, hidden_size=HIDDEN, dtype=torch.float32)
         for changed in _variants(op):
             yield functools.partial(_generated, op, made, changed)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The torch library ops behind an IrOp, all in the namespace ``ir_core``.
+"""The torch library ops behind an op's meaning, all in the namespace ``ir_core``; the catalog tells of ops.
 
 =============================  ==========================================================================
 ``<op>.default``               selects when it is called; what a traced graph holds until it is lowered
@@ -22,18 +22,17 @@ from __future__ import annotations
 
 import ctypes
 import itertools
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Callable
+from typing import Any, Final
 
 import torch
 from torch._ops import OpOverload, OpOverloadPacket
 from torch.library import Library, infer_schema
 
-from ir_core import autograd, codegen, vmap
+from ir_core import autograd, catalog, codegen, vmap
 from ir_core.errors import InvalidNameError, SchemaError
-
-if TYPE_CHECKING:
-    from ir_core.impl import IrOpImpl
-    from ir_core.op import IrOp
+from ir_core.impl import IrOpImpl
+from ir_core.meaning import Meaning
 
 NAMESPACE: Final = "ir_core"
 INPLACE: Final = "__inplace"
@@ -41,38 +40,55 @@ _OVERLOADS: Final = ("default", "maybe_inplace", "donating")
 
 _schemas: dict[str, str] = {}  # every definition that torch was ever given, by "<op>.<overload>"
 _definitions: list[Any] = []  # the library that owns them
-_owners: dict[str, IrOp] = {}  # torch names in use
+_owners: dict[str, Meaning] = {}  # torch names in use
+_libraries: dict[str, OpLibrary] = {}
 
 
-def op_of(overload: OpOverload[..., Any]) -> IrOp | None:
+def op_of(overload: OpOverload[..., Any]) -> Meaning | None:
     """The op that a torch op of the namespace ``ir_core`` belongs to; ``None`` if it was unregistered."""
     return _owners.get(overload._opname)
 
 
+def of(op: Meaning) -> OpLibrary:
+    """The torch ops of ``op``."""
+    return _libraries[op.name]
+
+
 class OpLibrary:
-    """The torch library ops of one :class:`~ir_core.op.IrOp`.
+    """The torch library ops of one op.
+
+    Attributes:
+        functional, donating, inplace: the overloads that select when they are called; the last two or ``None``.
+        direct, direct_inplace: what they run below autograd; ``fast_path.py`` puts its functions there.
+        impls: the implementations that have an overload of their own, by provider.
 
     Raises:
         SchemaError: the op allows in-place implementations, and its outputs do not match its activations.
         InvalidNameError: torch has no place for the name.
     """
 
-    def __init__(self, op: IrOp) -> None:
+    direct: Callable[..., Any]
+    direct_inplace: Callable[..., Any]
+
+    def __init__(self, op: Meaning) -> None:
         self._op = op
+        self.impls: dict[str, IrOpImpl] = {}
         inplace_schema = ""
         if op.allow_inplace:
             self._check_inplace_returns()
-            inplace_schema = infer_schema(op._fake_fn, mutates_args=list(op.activations))
+            inplace_schema = infer_schema(op.fake_fn, mutates_args=list(op.activations))
         self.name = _free_name(op.name, op.schema, inplace_schema)
         self._library = Library(NAMESPACE, "FRAGMENT")
         self._providers: dict[str, Library] = {}
         try:
-            self.functional = self._define(self._library, "default", op.schema, "_direct")
+            self.functional = self._define(self._library, "default", op.schema, "library.direct", self)
             self.inplace: OpOverload[..., Any] | None = None
             self.donating: OpOverload[..., Any] | None = None
             if op.allow_inplace:
-                self.donating = self._define(self._library, "donating", op.schema, "_direct")
-                self.inplace = self._define(self._library, "maybe_inplace", inplace_schema, "_direct_inplace")
+                self.donating = self._define(self._library, "donating", op.schema, "library.direct", self)
+                self.inplace = self._define(
+                    self._library, "maybe_inplace", inplace_schema, "library.direct_inplace", self
+                )
         except Exception:
             self._library._destroy()
             raise
@@ -88,20 +104,18 @@ class OpLibrary:
                 fix="Return a tensor for each activation, or drop allow_inplace.",
             )
 
-    def _define(self, library: Library, overload: str, schema: str, inner: str) -> OpOverload[..., Any]:
-        """Define an overload whose kernel is the attribute ``inner`` of the op, looked up on each call."""
+    def _define(
+        self, library: Library, overload: str, schema: str, inner: str, holder: object
+    ) -> OpOverload[..., Any]:
+        """Define an overload whose kernel is ``inner``, an attribute of ``holder`` that is looked up on each call."""
         op = self._op
         qualified = self._declare(overload, schema)
-        body = [f"return $op.{inner}({{names}})"]
-        kernel = codegen.build("kernel", "", op.signature, body, {"op": op})
+        space = {inner.partition(".")[0]: holder}
+        kernel = codegen.build("kernel", "", op.signature, [f"return ${inner}({{names}})"], space)
         library.impl(qualified, kernel, "CompositeExplicitAutograd")
         torch.library.register_fake(f"{NAMESPACE}::{qualified}", self._fake, lib=library)
         found: OpOverload[..., Any] = getattr(_packet(self.name), overload)
-        if overload == "default":
-            op.tensor_params = {
-                a.name: str(a.type) for a in found._schema.arguments if "Tensor" in str(a.type)
-            }
-        library.impl(qualified, autograd.kernel(op, found, inner), "Autograd", with_keyset=True)
+        library.impl(qualified, autograd.kernel(op, found, inner, space), "Autograd", with_keyset=True)
         library.impl(qualified, vmap.kernel(op, found), "FuncTorchBatched", with_keyset=True)
         return found
 
@@ -124,7 +138,7 @@ class OpLibrary:
         return qualified
 
     def _fake(self, *args: Any, **kwargs: Any) -> Any:
-        return self._op._fake_fn(*args, **kwargs)
+        return self._op.fake_fn(*args, **kwargs)
 
     def define_provider(self, impl: IrOpImpl) -> None:
         """Define ``<op>.<provider>`` (and ``__inplace``), for compiled graphs that call one implementation."""
@@ -140,9 +154,9 @@ class OpLibrary:
             )
         library = Library(NAMESPACE, "FRAGMENT")
         try:
-            self._define(library, provider, op.schema, f"_impls[{provider!r}].func_impl_fn")
+            self._define(library, provider, op.schema, "impl.func_impl_fn", impl)
             if impl.inplace:
-                schema = infer_schema(op._fake_fn, mutates_args=list(op.activations))
+                schema = infer_schema(op.fake_fn, mutates_args=list(op.activations))
                 qualified = self._declare(provider + INPLACE, schema.rpartition("->")[0] + "-> ()")
                 library.impl(qualified, _without_result(impl), "CompositeExplicitAutograd")
                 torch.library.register_fake(f"{NAMESPACE}::{qualified}", _nothing, lib=library)
@@ -150,6 +164,7 @@ class OpLibrary:
             library._destroy()
             raise
         self._providers[provider] = library
+        self.impls[provider] = impl
 
     def provider(self, provider: str, *, inplace: bool = False) -> OpOverload[..., Any]:
         """The torch op that calls one implementation."""
@@ -159,6 +174,7 @@ class OpLibrary:
     def undefine_provider(self, provider: str) -> None:
         """Undo :meth:`define_provider`: calling the overload is an error of torch's from now on."""
         self._providers.pop(provider)._destroy()
+        del self.impls[provider]
 
     def destroy(self) -> None:
         """Take the kernels of every op of this library out of torch."""
@@ -213,3 +229,20 @@ def _without_result(impl: IrOpImpl) -> Any:
                 given[index].copy_(result)
 
     return kernel
+
+
+class _Listener:
+    def op_added(self, op: Meaning) -> None:
+        _libraries[op.name] = OpLibrary(op)
+
+    def op_removed(self, op: Meaning) -> None:
+        _libraries.pop(op.name).destroy()
+
+    def impl_added(self, impl: IrOpImpl) -> None:
+        of(impl.op).define_provider(impl)
+
+    def impl_removed(self, impl: IrOpImpl) -> None:
+        of(impl.op).undefine_provider(impl.provider)
+
+
+catalog.subscribe(_Listener())

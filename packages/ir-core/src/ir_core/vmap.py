@@ -1,21 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``torch.func.vmap`` of an op: one call with one more batch dimension where that says the same, else one a sample."""
+"""``torch.func.vmap`` of an op: one call with one more batch dimension where that says the same.
+
+Where it does not, the op is called once for each sample.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch._ops import OpOverload
 
-if TYPE_CHECKING:
-    from torch._ops import OpOverload
-
-    from ir_core.op import IrOp
+from ir_core.meaning import Meaning
 
 
-def kernel(op: IrOp, overload: OpOverload[..., Any]) -> Callable[..., Any]:
+def kernel(op: Meaning, overload: OpOverload[..., Any]) -> Callable[..., Any]:
     """The kernel of ``overload`` for tensors under ``vmap``."""
 
     def rule(info: Any, in_dims: Sequence[int | None], *args: Any) -> tuple[Any, Any]:
@@ -35,7 +36,7 @@ def kernel(op: IrOp, overload: OpOverload[..., Any]) -> Callable[..., Any]:
 
 
 def _call(
-    op: IrOp, overload: OpOverload[..., Any], size: int, args: Sequence[Any], dims: Sequence[int | None]
+    op: Meaning, overload: OpOverload[..., Any], size: int, args: Sequence[Any], dims: Sequence[int | None]
 ) -> Any:
     """Call the op on all ``size`` samples; the results have them in their first dimension."""
     activations = [i for i in op.activation_indices if args[i] is not None]

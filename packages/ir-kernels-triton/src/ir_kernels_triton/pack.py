@@ -27,7 +27,7 @@ def _implementation(
         "batch_invariant": invariant,
         "inplace": inplace,
         "opaque": True,
-        "canonical": invariant,
+        "order": "tree" if invariant else None,
         "requires": REQUIRES,
         "supports_args": f"ir_kernels_triton.predicates:{op}",
         "sources": [

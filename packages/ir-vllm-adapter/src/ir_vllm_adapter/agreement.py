@@ -15,7 +15,7 @@ Ballot: TypeAlias = "dict[str, list[str]]"
 def ballot(index: int | None = None) -> Ballot:
     """What this rank would run for every op of ir-core, on its own device."""
     from ir_core import current, get_op
-    from ir_core.discovery import op_names
+    from ir_core.catalog import op_names
     from ir_vllm_adapter.ir_seam import provider_uuid
     from ir_vllm_adapter.standing import order, target_here
 

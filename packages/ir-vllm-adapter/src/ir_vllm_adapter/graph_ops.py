@@ -73,7 +73,7 @@ def functional(op: IrOp, impl: IrOpImpl) -> Any:
         return impl.func_impl_fn(*args)
 
     node = _define(f"{op.name}__{impl.provider}", op.schema, kernel, _meaning(op))
-    if impl.offers_pair and op.schema.endswith("-> Tensor"):
+    if impl.spec.pair is not None and op.schema.endswith("-> Tensor"):
         PAIRS[node] = _pair(op, impl)  # here, because a process may take a compiled graph from vLLM's cache
     return node
 

@@ -33,7 +33,7 @@ _guarded: dict[tuple[str, tuple[str, ...], Any], list[str]] = {}
 def shared_ops() -> dict[str, tuple[Any, IrOp]]:
     """Ops that vLLM's IR and ir-core both have: name -> (vLLM's op, ir-core's op)."""
     from ir_core import get_op
-    from ir_core.discovery import op_names
+    from ir_core.catalog import op_names
 
     if not compat.ir_present():
         return {}

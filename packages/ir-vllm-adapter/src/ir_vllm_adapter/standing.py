@@ -18,22 +18,16 @@ def standing(op: IrOp, policy: Policy, target: Target) -> tuple[Candidate, ...]:
 
     The first accepted one is marked as chosen: it runs unless its predicate refuses the arguments.
     """
-    from ir_core import selection
-    from ir_core.verification.evidence import evidence_for
+    from ir_core import select
 
-    return selection.select(op, policy, target, None, evidence=evidence_for).candidates
+    return select(op, policy, target, None).candidates
 
 
 def order(op: IrOp, policy: Policy, target: Target) -> list[str]:
     """Accepted providers in order, up to and including the first that takes every argument."""
-    accepted: list[str] = []
-    for candidate in standing(op, policy, target):
-        if not candidate.verdict:
-            continue
-        accepted.append(candidate.provider)
-        if op.impls[candidate.provider].supports_all_args:
-            break
-    return accepted
+    from ir_core import resolve
+
+    return resolve.priority(op, policy, [target])
 
 
 def target_here(index: int | None = None) -> Target:

@@ -55,7 +55,7 @@ def plugin_allowed() -> bool:
 
 def _ops(target: Any) -> list[dict[str, Any]]:
     from ir_core import current, get_op
-    from ir_core.discovery import op_names
+    from ir_core.catalog import op_names
     from ir_vllm_adapter.standing import order, standing
 
     shared = ir_seam.shared_ops()

@@ -81,8 +81,8 @@ def _check_lock() -> None:
     Raises:
         LockError: it differs.
     """
-    from ir_core import current, env, get_op, locking
-    from ir_core.discovery import op_names
+    from ir_core import current, env, get_op, lock_file
+    from ir_core.catalog import op_names
     from ir_vllm_adapter.standing import order, target_here
 
     if not env.text(env.IR_LOCK) or current().disabled:
@@ -90,7 +90,7 @@ def _check_lock() -> None:
     for name in op_names():
         op = get_op(name)
         for provider in order(op, current(), target_here(STATE.index))[:1]:
-            locking.check(op.impls[provider])
+            lock_file.check(op.impls[provider])
 
 
 def _vouch() -> None:

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any, Final
 import torch
 from torch import Tensor
 
-from ir_core import discovery, platforms
+from ir_core import catalog, platforms
 from ir_core.errors import IrError
+from ir_core.op import get_op
 
 if TYPE_CHECKING:
     from ir_core.op import IrOp
@@ -40,11 +41,11 @@ def run(
         UnknownProviderError: one of ``providers`` is none of the op's.
         IrError: the op has no input generator.
     """
-    op = discovery.get_op(name)
+    op = get_op(name)
     names = list(providers or op.impls)
     for provider in names:
         if provider not in op.impls:
-            raise op._unknown(provider)
+            raise catalog.unknown_provider(op, provider)
     target = platforms.target_of(torch.device(device))
     cases: list[dict[str, Any]] = []
     for shape in shapes:

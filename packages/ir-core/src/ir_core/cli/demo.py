@@ -17,8 +17,7 @@ from torch import Tensor
 
 from ir_core import lowering, ops, platforms, policy
 from ir_core.cli.demo_model import EPSILON, Decoder, Norm, Record
-from ir_core.selection import select
-from ir_core.verification.evidence import evidence_for
+from ir_core.resolve import select
 
 SIZES: Final = (2, 64, 300)
 LONE_ROW: Final = 65536
@@ -104,7 +103,7 @@ def describe(site: str, norm: Norm, record: Record) -> dict[str, Any]:
     op = ops.fused_add_rms_norm if len(given) == 2 else ops.rms_norm
     args = op.apply_arg_defaults((*given, norm.weight, EPSILON))
     target = platforms.target_of(given[0].device)
-    selection = select(op, policy.current(), target, args, evidence=evidence_for)
+    selection = select(op, policy.current(), target, args)
     return {"site": site, "shape": list(given[0].shape), **selection.to_dict()}
 
 

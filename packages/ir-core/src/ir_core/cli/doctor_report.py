@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import torch
 
-from ir_core import discovery, env, locking, platforms, policy
+from ir_core import catalog, discovery, env, lock_file, platforms, policy
 from ir_core.cli import arguments
 from ir_core.errors import IrError, LockError, PackError, PredicateError
 from ir_core.failure import Failure, distribution_of
-from ir_core.selection import select
+from ir_core.op import get_op
+from ir_core.resolve import select
 
 if TYPE_CHECKING:
     from ir_core.impl import IrOpImpl
@@ -39,7 +40,7 @@ Refused: TypeAlias = dict[tuple[str, str], str]
 def collect(device: str) -> dict[str, Any]:
     """Everything; ``broken`` is filled last, since looking at the ops finds broken implementations."""
     refused: Refused = {}
-    selected = {name: _selected(name, device, refused) for name in discovery.op_names()}
+    selected = {name: _selected(name, device, refused) for name in catalog.op_names()}
     return {
         "versions": {"Python": f"{platform.python_version()} ({sys.executable})"}
         | {name: _version(name) for name in SOFTWARE},
@@ -52,9 +53,9 @@ def collect(device: str) -> dict[str, Any]:
                 "ops": sorted(pack.data.ops),
                 "implementations": [f"{spec.op}/{spec.provider}" for spec in pack.data.implementations],
             }
-            for pack in discovery.packs()
+            for pack in catalog.packs()
         ],
-        "skipped": list(discovery.skipped()),
+        "skipped": list(catalog.skipped()),
         "allowed_but_absent": allowed_but_absent(),
         "lock": lock(),
         "environment": env.snapshot(),
@@ -68,7 +69,7 @@ def collect(device: str) -> dict[str, Any]:
 
 def broken(refused: Refused) -> list[Failure]:
     """Every failure of platform providers and packs, in the order in which it was met."""
-    return [*platforms.failures(), *discovery.failures(), *orphans(), *_predicates(refused)]
+    return [*platforms.failures(), *catalog.failures(), *orphans(), *_predicates(refused)]
 
 
 def allowed_but_absent() -> list[str]:
@@ -84,7 +85,7 @@ def lock() -> str:
     name = env.text(env.IR_LOCK)
     try:
         if name:
-            locking.read(name)
+            lock_file.read(name)
     except LockError as error:
         return str(error)
     return ""
@@ -92,10 +93,10 @@ def lock() -> str:
 
 def orphans() -> list[Failure]:
     """Implementations of ops that nobody offers."""
-    known = set(discovery.op_names())
+    known = set(catalog.op_names())
     return [
         _finding(pack, f"offer {spec.op}/{spec.provider}", f"UnknownOpError: there is no op '{spec.op}'")
-        for pack in discovery.packs()
+        for pack in catalog.packs()
         for spec in pack.data.implementations
         if spec.op not in known
     ]
@@ -109,7 +110,7 @@ def _predicates(refused: Refused) -> list[Failure]:
     """Implementations whose predicate fails when it is asked."""
     return [
         _finding(pack, f"ask {spec.op}/{spec.provider} what it supports", refused[spec.op, spec.provider])
-        for pack in discovery.packs()
+        for pack in catalog.packs()
         for spec in pack.data.implementations
         if (spec.op, spec.provider) in refused
     ]
@@ -118,7 +119,7 @@ def _predicates(refused: Refused) -> list[Failure]:
 def _selected(name: str, device: str, refused: Refused) -> dict[str, Any]:
     """What would run for an op in both modes; failures to say so are said."""
     try:
-        op = discovery.get_op(name)
+        op = get_op(name)
         args = arguments.fake_arguments(op, _SHAPE, _DTYPE, device)
     except Exception as error:  # code of a pack: anything can happen
         said = {"provider": None, "text": f"{type(error).__name__}: {error}"}
@@ -143,12 +144,10 @@ def _try(impl: IrOpImpl, args: tuple[Any, ...], refused: Refused) -> None:
 
 
 def _one(op: IrOp, device: str, args: tuple[Any, ...], *, batch_invariant: bool) -> dict[str, Any]:
-    from ir_core.verification.evidence import evidence_for
-
     with policy.scope(batch_invariant=batch_invariant) as requirement:
         target = platforms.target_of(torch.device(device))
         try:
-            chosen = select(op, requirement, target, args, evidence=evidence_for, full=False).chosen
+            chosen = select(op, requirement, target, args, full=False).chosen
         except IrError as error:
             return {"provider": None, "text": f"error: {error.what}"}
     if chosen is None:

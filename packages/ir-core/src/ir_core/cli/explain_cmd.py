@@ -36,13 +36,13 @@ def explain(
     """
     import torch
 
-    from ir_core import discovery, locking, platforms, policy
+    from ir_core import lock_file, platforms, policy
     from ir_core.cli import arguments
+    from ir_core.op import get_op
     from ir_core.policy import OpPolicy
-    from ir_core.selection import select
-    from ir_core.verification.evidence import evidence_for
+    from ir_core.resolve import select
 
-    found = discovery.get_op(op)
+    found = get_op(op)
     where = options.parse_device(device)
     args = arguments.fake_arguments(
         found,
@@ -58,14 +58,14 @@ def explain(
     changes = {} if batch_invariant is None else {"batch_invariant": batch_invariant}
     with policy.scope(asked, **changes) as requirement:
         target = platforms.target_of(torch.device(where))
-        selection = select(found, requirement, target, args, evidence=evidence_for)
+        selection = select(found, requirement, target, args)
     if target not in platforms.targets():
         output.note(f"{where} is not here; IR_TARGET=sm90, for example, says what it would be.")
     described = arguments.describe(found, args)
     refused: LockError | None = None
     try:
         if selection.chosen is not None:
-            locking.check(found.impls[selection.provider])
+            lock_file.check(found.impls[selection.provider])
     except LockError as error:  # as a call would
         refused = error
     if json:

@@ -20,23 +20,23 @@ def selected(shape: str, dtype: str, device: str | None, batch_invariant: bool |
     """
     import torch
 
-    from ir_core import discovery, locking, platforms, policy
+    from ir_core import catalog, lock_file, platforms, policy
     from ir_core.cli import arguments
-    from ir_core.selection import select
-    from ir_core.verification.evidence import evidence_for
+    from ir_core.op import get_op
+    from ir_core.resolve import select
 
     where = options.parse_device(device)
     target = platforms.target_of(torch.device(where))
     changes = {} if batch_invariant is None else {"batch_invariant": batch_invariant}
     ops = {}
-    with policy.scope(**changes) as requirement, output.progress(len(discovery.op_names())) as advance:
-        for name in discovery.op_names():
+    with policy.scope(**changes) as requirement, output.progress(len(catalog.op_names())) as advance:
+        for name in catalog.op_names():
             advance(name)
-            op = discovery.get_op(name)
+            op = get_op(name)
             args = arguments.fake_arguments(op, options.parse_shape(shape), options.parse_dtype(dtype), where)
-            provider = select(op, requirement, target, args, evidence=evidence_for, full=False).provider
-            ops[name] = locking.describe(op.impls[provider])
-    return {"format": locking.LOCK_FORMAT, "ops": ops}
+            provider = select(op, requirement, target, args, full=False).provider
+            ops[name] = lock_file.describe(op.impls[provider])
+    return {"format": lock_file.LOCK_FORMAT, "ops": ops}
 
 
 def freeze(
@@ -66,9 +66,9 @@ def freeze(
 
     Without --output the lock file goes to stdout. With --check, exits with 1 when something differs.
     """
-    from ir_core import locking
+    from ir_core import lock_file
 
-    before = None if check is None else locking.read(check)
+    before = None if check is None else lock_file.read(check)
     lock = selected(shape, dtype, device, batch_invariant)
     if before is not None:
         differences = compare(before, lock["ops"])

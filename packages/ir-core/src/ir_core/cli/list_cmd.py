@@ -39,14 +39,15 @@ def list_(
     json: options.Json = False,
 ) -> None:
     """List every op and implementation that is installed, with what each claims and needs."""
-    from ir_core import discovery
+    from ir_core import catalog
     from ir_core.cli.doctor_report import orphans
     from ir_core.errors import PackError
+    from ir_core.op import get_op
 
     ops: list[dict[str, Any]] = []
-    for name in [op] if op else discovery.op_names():
+    for name in [op] if op else catalog.op_names():
         try:
-            found = discovery.get_op(name)
+            found = get_op(name)
         except PackError as error:
             if op:
                 raise

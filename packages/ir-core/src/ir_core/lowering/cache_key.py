@@ -11,8 +11,8 @@ import hashlib
 import json
 from typing import Any
 
-from ir_core import platforms, selection, sources
-from ir_core.op import IrOp
+from ir_core import catalog, platforms, resolve, sources
+from ir_core.meaning import NATIVE, Meaning
 from ir_core.policy import Policy
 from ir_core.verification.evidence import evidence_for
 
@@ -26,22 +26,22 @@ def cache_key(policy: Policy) -> str:
             {k: v for k, v in target.to_dict().items() if k not in ("notes", "uuid")} for target in targets
         ],
         "passes": sources.digest([cache_key]),
-        "ops": {name: _op_key(op, policy) for name, op in sorted(IrOp.registry.items())},
+        "ops": {op.name: _op_key(op, policy) for op in sorted(catalog.loaded(), key=lambda op: op.name)},
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-def _op_key(op: IrOp, policy: Policy) -> list[Any]:
-    around = [fn for fn in (op._fake_fn, op._backward_fn) if fn is not None]  # traced into the graph as well
+def _op_key(op: Meaning, policy: Policy) -> list[Any]:
+    around = [fn for fn in (op.fake_fn, op.backward_fn) if fn is not None]  # traced into the graph as well
     found: list[Any] = [
         op.schema,
-        op._impls[selection.NATIVE].uuid(),
+        catalog.known(op)[NATIVE].uuid(),
         sources.digest(around),
-        op._backward_fn is not None,
+        op.backward_fn is not None,
     ]
     invariant = policy.invariant(op.name)
-    for provider, named in selection.ladder(op, policy):
-        impl = op.impls[provider]
+    for impl, named in resolve.ladder(op, policy):
+        provider = impl.provider
         if (invariant and not impl.batch_invariant) or not impl.supported:
             found.append([provider, named, "not considered"])
             continue

@@ -12,9 +12,10 @@ from typing import Any
 import torch
 from torch import fx
 
+from ir_core import torch_library
 from ir_core.errors import LoweringError
 from ir_core.lowering.nodes import ir_op_of, tensors
-from ir_core.op import IrOp
+from ir_core.meaning import Meaning
 
 
 def functionalize(graph: fx.Graph) -> int:
@@ -33,13 +34,13 @@ def functionalize(graph: fx.Graph) -> int:
         order = order or {n: i for i, n in enumerate(graph.nodes)}
         args = op.bind(node.args, dict(node.kwargs))
         _check_donations(op, node, args, order)
-        node.target = op._library.donating
+        node.target = torch_library.of(op).donating
         node.args, node.kwargs = args, {}
         count += 1
     return count
 
 
-def _check_donations(op: IrOp, node: fx.Node, args: tuple[Any, ...], order: dict[fx.Node, int]) -> None:
+def _check_donations(op: Meaning, node: fx.Node, args: tuple[Any, ...], order: dict[fx.Node, int]) -> None:
     seen: list[fx.Node] = []
     for index in op.activation_indices:
         donated = args[index]

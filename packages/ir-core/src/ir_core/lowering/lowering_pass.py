@@ -15,13 +15,13 @@ from typing import Any
 import torch
 from torch import fx
 
-from ir_core import dispatch
+from ir_core import fast_path, resolve, torch_library
 from ir_core.errors import LoweringError
 from ir_core.impl import IrOpImpl
 from ir_core.lowering.nodes import ir_op_of, value
 from ir_core.lowering.replacement import Replacement, metadata, trace
 from ir_core.lowering.report import LoweredNode, LoweringReport
-from ir_core.op import IrOp
+from ir_core.meaning import Meaning
 from ir_core.policy import Policy
 from ir_core.selection import Selection
 
@@ -51,7 +51,7 @@ class Lowering:
                 self._lower(graph, node, *found)
         return self.report
 
-    def _lower(self, graph: fx.Graph, node: fx.Node, op: IrOp, overload: str) -> None:
+    def _lower(self, graph: fx.Graph, node: fx.Node, op: Meaning, overload: str) -> None:
         args = op.bind(node.args, dict(node.kwargs))
         fakes = tuple(value(arg) for arg in args)
         if any(isinstance(arg, fx.Node) and fake is None for arg, fake in zip(args, fakes, strict=True)):
@@ -59,14 +59,15 @@ class Lowering:
             return
         key = (op.name, *map(metadata, fakes))
         if key not in self._selected:
-            self._selected[key] = dispatch.resolve(op, self.policy, fakes)
+            self._selected[key] = resolve.resolve(op, self.policy, fakes)
         selection, impl = self._selected[key]
-        if not dispatch.keeps_whole(impl, self.policy):
+        if not fast_path.keeps_whole(impl, self.policy):
             results, form = self._inline(graph, node, key, impl, args, fakes), "inlined"
         elif impl.inplace:
             results, form = self._whole_inplace(graph, node, impl, args, overload), "inplace"
         else:
-            node.target, node.args, node.kwargs = op._library.provider(impl.provider), _short(op, args), {}
+            node.target = torch_library.of(op).provider(impl.provider)
+            node.args, node.kwargs = _short(op, args), {}
             results, form = None, "whole"
         if results is not None:
             _replace(graph, node, results)
@@ -103,15 +104,18 @@ class Lowering:
                 copy.meta = {**node.meta, "val": fake, DONATION: overload != "default"}
                 complete[index] = copy
                 copies.append(copy)
-            target = impl.op._library.provider(impl.provider, inplace=True)
+            target = torch_library.of(impl.op).provider(impl.provider, inplace=True)
             call = graph.call_function(target, _short(impl.op, complete))
             call.meta = {**node.meta, "val": None}
             if impl.functional_fn is not None:
-                call.meta[FUNCTIONAL] = impl.op._library.provider(impl.provider), len(self.report.nodes)
+                call.meta[FUNCTIONAL] = (
+                    torch_library.of(impl.op).provider(impl.provider),
+                    len(self.report.nodes),
+                )
         return copies
 
 
-def _short(op: IrOp, args: Sequence[Any]) -> tuple[Any, ...]:
+def _short(op: Meaning, args: Sequence[Any]) -> tuple[Any, ...]:
     """``args`` without trailing defaults, as torch writes the arguments of its nodes and Inductor expects them."""
     parameters = list(op.signature.parameters.values())
     end = len(args)

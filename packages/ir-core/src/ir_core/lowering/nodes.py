@@ -9,7 +9,7 @@ import torch
 from torch import fx
 from torch._ops import HigherOrderOperator, OpOverload, OpOverloadPacket
 
-from ir_core.op import IrOp
+from ir_core.meaning import Meaning
 from ir_core.torch_library import NAMESPACE, op_of
 
 
@@ -25,7 +25,7 @@ def overload_of(node: fx.Node) -> OpOverload[..., Any] | None:
     return None
 
 
-def ir_op_of(node: fx.Node) -> tuple[IrOp, str] | None:
+def ir_op_of(node: fx.Node) -> tuple[Meaning, str] | None:
     """The ir-core op that the node calls, and by which overload; ``None`` for everything else."""
     overload = overload_of(node)
     if overload is None or overload.namespace != NAMESPACE:

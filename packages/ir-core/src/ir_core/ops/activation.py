@@ -11,8 +11,8 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from ir_core.ops.canonical import canonical_mean, exact_sqrt
-from ir_core.registry import register_op
+from ir_core.op import register_op
+from ir_core.ops.canonical import TREE, canonical_mean, exact_sqrt
 from ir_core.tolerances import unit_roundoff
 
 # All constants are float32 numbers, written exactly.
@@ -92,7 +92,7 @@ def canonical_gelu(x: Tensor, approximate: str) -> Tensor:
     return x * (1.0 - q)
 
 
-@register_op(has_reduction=True)
+@register_op(has_reduction=True, orders=[TREE])
 def gelu_and_mul_sparse(x: Tensor, std_multiplier: float, approximate: str = "none") -> Tensor:
     """Keep what of the gate exceeds ``mean + std_multiplier * std`` of its row, apply GELU, multiply by the other half.
 
@@ -114,8 +114,7 @@ def gelu_and_mul_sparse(x: Tensor, std_multiplier: float, approximate: str = "no
     return (torch.nn.functional.gelu(sparse, approximate=approximate) * x[..., d:]).contiguous()
 
 
-@gelu_and_mul_sparse._register_builtin("portable", batch_invariant=True)
-def _gelu_and_mul_sparse_portable(x: Tensor, std_multiplier: float, approximate: str = "none") -> Tensor:
+def gelu_and_mul_sparse_portable(x: Tensor, std_multiplier: float, approximate: str = "none") -> Tensor:
     """Canonical sums (mean, then mean of squared deviations), and one rounding to x's dtype where the op has one."""
 
     def rounded(value: Tensor) -> Tensor:

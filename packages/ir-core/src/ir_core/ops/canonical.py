@@ -13,6 +13,18 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ir_core.meaning import Order
+
+TREE = Order(
+    "tree",
+    "Sums of a row are canonical sums: the row, padded with zeros to the size of its canonical layout (a function of "
+    "its length alone), is added as a tree of float32 additions of two numbers: the elements of a vector, the chunks "
+    "of a thread, the blocks of a long row one after the other, the lanes of a warp, the warps. Squares are rounded "
+    "before they are added; means are divided by the float32 length; divisions, roots and reciprocals are correctly "
+    "rounded; everything else is rounded where the op's meaning says. docs/canonical-order.md has each step.",
+)
+"""The order of every op here that reduces a row; ``portable`` computes it."""
+
 VECTOR = 8
 """Adjacent elements that one thread loads together: 16 bytes of a 16-bit dtype."""
 LANES = 32

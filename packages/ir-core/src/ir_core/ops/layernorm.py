@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ir_core.ops.canonical import canonical_rstd
-from ir_core.registry import register_op
+from ir_core.op import register_op
+from ir_core.ops.canonical import TREE, canonical_rstd
 from ir_core.tolerances import bound, unit_roundoff
 
 _STATISTICS = (math.sqrt(65536) / 2 + 6) * 2.0**-24
@@ -41,7 +41,7 @@ def _native_rstd(x32: Tensor, variance_size: int | None, epsilon: float) -> Tens
     return torch.rsqrt(head.pow(2).mean(dim=-1, keepdim=True) + epsilon)
 
 
-@register_op(has_reduction=True)
+@register_op(has_reduction=True, orders=[TREE])
 def rms_norm(x: Tensor, weight: Tensor | None, epsilon: float, variance_size: int | None = None) -> Tensor:
     """Weighted root-mean-square layer normalisation: ``x / sqrt(mean(x**2) + epsilon) * weight``.
 
@@ -58,7 +58,7 @@ def rms_norm(x: Tensor, weight: Tensor | None, epsilon: float, variance_size: in
     return _scaled(x32, _native_rstd(x32, variance_size, epsilon), weight, x.dtype)
 
 
-@register_op(allow_inplace=True, has_reduction=True)
+@register_op(allow_inplace=True, has_reduction=True, orders=[TREE])
 def fused_add_rms_norm(
     x: Tensor, x_residual: Tensor, weight: Tensor | None, epsilon: float, variance_size: int | None = None
 ) -> tuple[Tensor, Tensor]:
@@ -77,16 +77,14 @@ def fused_add_rms_norm(
     ).contiguous()
 
 
-@rms_norm._register_builtin("portable", batch_invariant=True)
-def _rms_norm_portable(
+def rms_norm_portable(
     x: Tensor, weight: Tensor | None, epsilon: float, variance_size: int | None = None
 ) -> Tensor:
     x32 = x.to(torch.float32)
     return _scaled(x32, canonical_rstd(x32, _reduced(x, variance_size), epsilon), weight, x.dtype)
 
 
-@fused_add_rms_norm._register_builtin("portable", batch_invariant=True)
-def _fused_add_rms_norm_portable(
+def fused_add_rms_norm_portable(
     x: Tensor, x_residual: Tensor, weight: Tensor | None, epsilon: float, variance_size: int | None = None
 ) -> tuple[Tensor, Tensor]:
     x32 = x.to(torch.float32) + x_residual.to(torch.float32)

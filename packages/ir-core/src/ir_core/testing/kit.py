@@ -98,7 +98,7 @@ def _named(name: str, fn: Callable[[], None]) -> Callable[[], None]:
 
 
 def _implementations(distribution: str) -> list[IrOpImpl]:
-    from ir_core import discovery
+    from ir_core import catalog, discovery
     from ir_core.verification.session import implementations
 
     if "/" in distribution:
@@ -106,9 +106,7 @@ def _implementations(distribution: str) -> list[IrOpImpl]:
     wanted = discovery.normalize(distribution)
     found = [impl for impl in implementations() if discovery.normalize(impl.distribution) == wanted]
     broken = [
-        str(failure)
-        for failure in discovery.failures()
-        if discovery.normalize(failure.distribution) == wanted
+        str(failure) for failure in catalog.failures() if discovery.normalize(failure.distribution) == wanted
     ]
     if broken:
         raise ContractError(f"The pack of {distribution} is broken.\n" + "\n".join(broken))
@@ -126,10 +124,10 @@ def _module(impl: IrOpImpl) -> str:
 
 def check_schema(impl: IrOpImpl) -> None:
     """The implementation can be imported and has the op's parameters, types and defaults."""
-    from ir_core.impl import check_schema as compare
+    from ir_core.meaning import check_schema as compare
 
     try:
-        compare(impl.op, impl.provider, impl.impl_fn)
+        compare(impl.op, impl.impl_fn, impl.spec.what)
         impl.supports_args  # noqa: B018  loads the predicate, too
         impl.refusal(impl.op.apply_arg_defaults(_sample(impl)), [])
     except IrError as error:

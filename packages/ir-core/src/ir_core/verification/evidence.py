@@ -69,7 +69,8 @@ def evidence_for(impl: IrOpImpl, target: Target) -> Evidence | None:
         return None
     if certificate is None:
         return None
-    return Evidence(certificate.verdict, f"{certificate.summary()} (verified {certificate.created})")
+    detail = f"{certificate.summary()} (verified {certificate.created})"
+    return Evidence(certificate.verdict, detail, certificate.order or None)
 
 
 def refresh() -> None:

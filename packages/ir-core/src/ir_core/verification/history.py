@@ -102,9 +102,7 @@ class Child:
 
 def _home(impl: IrOpImpl) -> str:
     """The module whose import registers an implementation, as far as that can be guessed."""
-    from ir_core.pack_impl import PackImpl
-
-    module = "" if isinstance(impl, PackImpl) else getattr(impl.impl_fn, "__module__", "")
+    module = "" if impl.point is not None else getattr(impl.impl_fn, "__module__", "")
     return "" if module == "__main__" else module
 
 
@@ -150,7 +148,8 @@ def _main() -> None:
     sys.path[:] = request["path"]  # what the other process can import, this one can
     import torch
 
-    from ir_core import discovery, platforms
+    from ir_core import platforms
+    from ir_core.op import get_op
     from ir_core.verification import plan
     from ir_core.verification.subject import Subject
 
@@ -160,7 +159,7 @@ def _main() -> None:
         label = f"{op_name}/{provider}"
         told: dict[str, Any] = {}
         try:
-            impl = discovery.get_op(op_name).impls[provider]
+            impl = get_op(op_name).impls[provider]
             subject = Subject(impl, target, request["seed"])
             small, middle = plan.hidden_sizes(subject, (plan.SMALL,)), plan.hidden_sizes(subject, plan.MIDDLE)
             dtypes = plan.dtypes(subject)

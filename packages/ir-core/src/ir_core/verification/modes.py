@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import torch
 
+from ir_core import torch_library
 from ir_core.errors import CertificateError
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ def runner(impl: IrOpImpl, mode: str) -> Callable[[list[Any]], Any]:
     Raises:
         CertificateError: there is no such mode.
     """
-    overload = impl.op._library.provider(impl.provider)
+    overload = torch_library.of(impl.op).provider(impl.provider)
     plain: dict[str, Callable[[list[Any]], Any]] = {
         "eager": lambda args: impl.impl_fn(*args),
         "functional": lambda args: impl.func_impl_fn(*args),

@@ -15,7 +15,7 @@ from ir_core.verification import variants
 from ir_core.verification.layouts import LAYOUTS, Free, contiguous, offset
 
 if TYPE_CHECKING:
-    from ir_core.op import IrOp
+    from ir_core.meaning import Meaning
     from ir_core.verification.calls import Call, Setting
 
 POOL_ROWS: Final = 300
@@ -32,7 +32,7 @@ def pool_rows(hidden: int) -> int:
     return max(8, min(POOL_ROWS, POOL_ELEMENTS // hidden))
 
 
-def generate(op: IrOp, rows: int, hidden: int, dtype: torch.dtype, seed: int) -> tuple[Any, ...]:
+def generate(op: Meaning, rows: int, hidden: int, dtype: torch.dtype, seed: int) -> tuple[Any, ...]:
     """The op's generated arguments, complete, the same for the same seed on every machine of a kind (on the CPU)."""
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         torch.manual_seed(seed)
@@ -41,7 +41,7 @@ def generate(op: IrOp, rows: int, hidden: int, dtype: torch.dtype, seed: int) ->
 
 
 def make_pool(
-    op: IrOp,
+    op: Meaning,
     setting: Setting,
     seed: int,
     device: torch.device,
@@ -105,7 +105,7 @@ def _cancelling(t: Tensor, seed: int) -> Tensor:
     return made[..., torch.randperm(n, generator=generator)]
 
 
-def _cancel_activations(op: IrOp, args: list[Any]) -> None:
+def _cancel_activations(op: Meaning, args: list[Any]) -> None:
     """In every other row a further activation is the first one's negative: their sum is exactly zero."""
     first, *others = op.activation_indices
     for position in others:
@@ -186,7 +186,7 @@ OTHERS: Final = ("random", "zero", "copies", "huge", "tiny", "subnormal", "minus
 """Contents of the rows that are not looked at."""
 
 
-def arguments(op: IrOp, call: Call, pool: Sequence[Any]) -> list[Any]:
+def arguments(op: Meaning, call: Call, pool: Sequence[Any]) -> list[Any]:
     """Fresh arguments of a call; nothing in them shares memory with the pool."""
     free = Free.parse(call.layout) if call.layout.startswith("free:") else None
     layout = contiguous if free is not None else LAYOUTS.get(call.layout)

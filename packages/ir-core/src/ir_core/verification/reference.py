@@ -18,7 +18,7 @@ from ir_core.tolerances import DEFAULT_TOLERANCES, unit_roundoff
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from ir_core.op import IrOp
+    from ir_core.meaning import Meaning
 
 
 SAMPLES: Final = 8
@@ -41,11 +41,11 @@ def _widen(value: Any) -> Any:
     return value
 
 
-def in_float64(op: IrOp, args: Sequence[Any]) -> Any:
+def in_float64(op: Meaning, args: Sequence[Any]) -> Any:
     """The native implementation on float64 copies of ``args``, computed in float64 throughout."""
     wide = [a.double() if isinstance(a, Tensor) and a.dtype.is_floating_point else a for a in args]
     with _Wider(), torch.no_grad():
-        return op.impls["native"].impl_fn(*wide)
+        return op.native_fn(*wide)
 
 
 def flat(results: Any) -> list[Tensor]:
@@ -55,7 +55,7 @@ def flat(results: Any) -> list[Tensor]:
     ]
 
 
-def tolerance(op: IrOp, args: Sequence[Any], output: Tensor) -> dict[str, float]:
+def tolerance(op: Meaning, args: Sequence[Any], output: Tensor) -> dict[str, float]:
     """The op's tolerance for an output: of the narrowest floating dtype on the way to it."""
     bounds = [op.get_tolerance(dtype) for dtype in _dtypes(args, output)]
     return {key: max(bound[key] for bound in bounds) for key in ("atol", "rtol")}
@@ -65,12 +65,12 @@ def _dtypes(args: Sequence[Any], output: Tensor) -> set[torch.dtype]:
     return {output.dtype} | {a.dtype for a in args if isinstance(a, Tensor) and a.dtype.is_floating_point}
 
 
-def declared(op: IrOp, args: Sequence[Any], output: Tensor) -> bool:
+def declared(op: Meaning, args: Sequence[Any], output: Tensor) -> bool:
     """Whether the op's author set a tolerance for one of the dtypes on the way to an output."""
     return any(op.get_tolerance(dtype) != DEFAULT_TOLERANCES.get(dtype) for dtype in _dtypes(args, output))
 
 
-def growth(op: IrOp, args: Sequence[Any]) -> list[Tensor]:
+def growth(op: Meaning, args: Sequence[Any]) -> list[Tensor]:
     """How large an error roundings make in each element of each output: standard deviations, in float64.
 
     Two things are measured at inputs next to ``args``, by float64: the errors that the native implementation really
@@ -85,9 +85,7 @@ def growth(op: IrOp, args: Sequence[Any]) -> list[Tensor]:
     for _ in range(SAMPLES):
         near = [_moved(a, unit_roundoff(a.dtype), generator).to(a.dtype) if _floats(a) else a for a in args]
         with torch.no_grad():
-            found = flat(
-                op.impls["native"].impl_fn(*(a.clone() if isinstance(a, Tensor) else a for a in near))
-            )
+            found = flat(op.native_fn(*(a.clone() if isinstance(a, Tensor) else a for a in near)))
         for number, (mine, wanted) in enumerate(zip(found, flat(in_float64(op, near)), strict=True)):
             total[number] += torch.nan_to_num(mine.double() - wanted, 0.0, 0.0, 0.0) ** 2
         wide = [_moved(a, _working(a.dtype), generator) if _floats(a) else a for a in args]

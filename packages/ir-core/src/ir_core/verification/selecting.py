@@ -14,7 +14,8 @@ from torch import Tensor
 
 from ir_core.errors import PredicateError, SelectionError
 from ir_core.policy import OpPolicy, Policy
-from ir_core.selection import select
+from ir_core.resolve import select
+from ir_core.selection import no_evidence
 from ir_core.verification.calls import Call
 from ir_core.verification.layouts import LAYOUTS
 from ir_core.verification.outcome import PASSED, Failed, Outcome
@@ -78,7 +79,7 @@ def _choice(subject: Subject, policy: Policy, args: list[Any]) -> str:
     except PredicateError as error:
         return f"its predicate is broken: {error.what} {error.why}".strip()
     try:
-        chosen = select(subject.op, policy, subject.target, args, full=False).provider
+        chosen = select(subject.op, policy, subject.target, args, evidence=no_evidence, full=False).provider
     except SelectionError:
         chosen = "nothing"
     taken = "taken" if refused is None else f"refused ({refused})"

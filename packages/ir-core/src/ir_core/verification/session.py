@@ -67,15 +67,16 @@ def implementations(names: Iterable[str] = ()) -> list[IrOpImpl]:
     Raises:
         UnknownOpError, UnknownProviderError: there is none of that name.
     """
-    from ir_core import discovery
+    from ir_core import catalog, resolve
+    from ir_core.op import get_op
     from ir_core.policy import OpPolicy, Policy
 
     found: list[IrOpImpl] = []
-    for name in names or discovery.op_names():
+    for name in names or catalog.op_names():
         op_name, _, provider = name.partition("/")
-        op = discovery.get_op(op_name)
+        op = get_op(op_name)
         if provider:
-            op.check_known(Policy(ops=((op_name, OpPolicy(prefer=(provider,))),)))
+            resolve.check_known(op, Policy(ops=((op_name, OpPolicy(prefer=(provider,))),)))
         found += [impl for impl in op.impls.values() if provider in ("", impl.provider)]
     return list(dict.fromkeys(found))
 
@@ -102,7 +103,7 @@ def target_for(device: str | None) -> Target:
 
 def why_not(impl: IrOpImpl, target: Target) -> str:
     """Why an implementation cannot be verified on a device; empty when it can."""
-    if not impl._flag:
+    if not impl.spec.supported:
         return "registered as not supported on this machine (supported=False)"
     if impl.requires is not None and not (verdict := impl.requires.check(target)):
         return str(verdict)
@@ -183,10 +184,10 @@ def verify(
 
 def _act_on_it() -> None:
     """Let dispatch see new certificates."""
-    from ir_core import dispatch
+    from ir_core import fast_path
 
     evidence.refresh()
-    dispatch.reset_all()
+    fast_path.reset_all()
 
 
 def _steps(prober: Prober, most: int | None) -> Steps:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import torch
 from torch import Tensor
 
+from ir_core import catalog, torch_library
 from ir_core.errors import CertificateError
 from ir_core.verification import bits, modes, pool
 from ir_core.verification.calls import Call, Case, Setting
@@ -119,12 +120,12 @@ class Subject:
     @property
     def native(self) -> IrOpImpl:
         """What the op means."""
-        return self.op.impls["native"]
+        return catalog.known(self.op)["native"]
 
     @property
     def overload(self) -> Any:
         """The torch op that a lowered graph calls."""
-        return getattr(getattr(torch.ops.ir_core, self.op.name), self.impl.provider)
+        return torch_library.of(self.op).provider(self.impl.provider)
 
     @property
     def interpreted(self) -> bool:

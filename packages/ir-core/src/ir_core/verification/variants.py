@@ -18,7 +18,7 @@ from torch import Tensor
 from ir_core.errors import CertificateError
 
 if TYPE_CHECKING:
-    from ir_core.op import IrOp
+    from ir_core.meaning import Meaning
     from ir_core.verification.calls import Setting
 
 DTYPES: Final = ("float32", "bfloat16", "float16")
@@ -54,12 +54,12 @@ def register_cases(
     _registered[op] = OpCases(tuple(hidden), dict(variants or {}), tuple(dtypes))
 
 
-def cases_of(op: IrOp) -> OpCases:
+def cases_of(op: Meaning) -> OpCases:
     """What the op's author said, or the defaults."""
     return _registered.get(op.name, OpCases())
 
 
-def values_of(op: IrOp, name: str, given: Any) -> dict[str, Any]:
+def values_of(op: Meaning, name: str, given: Any) -> dict[str, Any]:
     """Other values of a parameter that is no tensor, by label: documented ones, its default, and both of a bool.
 
     A value may be a function of the hidden size. What equals ``given`` is left out.
@@ -73,7 +73,7 @@ def values_of(op: IrOp, name: str, given: Any) -> dict[str, Any]:
     return {label: value for label, value in found.items() if callable(value) or value != given}
 
 
-def variants_of(op: IrOp, sample: Sequence[Any], *, every: bool = False) -> dict[str, dict[str, Any]]:
+def variants_of(op: Meaning, sample: Sequence[Any], *, every: bool = False) -> dict[str, dict[str, Any]]:
     """Variants by name, each with the arguments it replaces; ``sample`` is a complete argument tuple.
 
     With ``every`` also those that only random cases try: numbers, and each tensor in each dtype.
@@ -112,7 +112,7 @@ def _other_dtype(tensor: Tensor) -> Tensor:
     return tensor.to(torch.bfloat16 if tensor.dtype == torch.float32 else torch.float32)
 
 
-def apply(op: IrOp, setting: Setting, args: tuple[Any, ...]) -> tuple[Any, ...]:
+def apply(op: Meaning, setting: Setting, args: tuple[Any, ...]) -> tuple[Any, ...]:
     """``args`` with the arguments of the setting's variant.
 
     Raises:
@@ -137,7 +137,7 @@ def apply(op: IrOp, setting: Setting, args: tuple[Any, ...]) -> tuple[Any, ...]:
     return tuple(values)
 
 
-def statics_of(op: IrOp, args: Sequence[Any]) -> list[str]:
+def statics_of(op: Meaning, args: Sequence[Any]) -> list[str]:
     """The arguments that are no activation and can have other values: tensors, and scalars whose values are known."""
     return [
         name
@@ -147,7 +147,7 @@ def statics_of(op: IrOp, args: Sequence[Any]) -> list[str]:
     ]
 
 
-def scalars(op: IrOp, name: str, given: Any) -> list[Any]:
+def scalars(op: Meaning, name: str, given: Any) -> list[Any]:
     """Other values of a scalar, documented ones first; a float without any may also be twice or half as large."""
     found = list(values_of(op, name, given).values())
     if not found and isinstance(given, float):
@@ -155,7 +155,9 @@ def scalars(op: IrOp, name: str, given: Any) -> list[Any]:
     return found
 
 
-def redraw(op: IrOp, statics: str, setting: Setting, args: Sequence[Any], other: Sequence[Any]) -> list[Any]:
+def redraw(
+    op: Meaning, statics: str, setting: Setting, args: Sequence[Any], other: Sequence[Any]
+) -> list[Any]:
     """``args`` with other values of the arguments that ``statics`` names: ``"weight#1"``, or ``"#2"`` for all.
 
     The number says which values; tensors are taken from ``other``, which another seed made, in the dtype and on the

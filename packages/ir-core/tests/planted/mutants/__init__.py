@@ -86,15 +86,11 @@ def register() -> dict[str, IrOpImpl]:
                 inplace=mutant.inplace,
                 functional=mutant.functional,
                 batch_invariant=True,
-                **_declares(mutant.order),
+                order=mutant.order or None,
             )(mutant.fn)
     ops = (IrOp.registry[name] for name in OPS)
     builtin = ("native", "portable")
     return {f"{op.name}/{name}": impl for op in ops for name, impl in op.impls.items() if name not in builtin}
-
-
-def _declares(order: str) -> dict[str, Any]:
-    return {"canonical": True} if order else {}
 
 
 def unregister() -> None:
@@ -107,10 +103,11 @@ def unregister() -> None:
 
 
 def _make_ops() -> None:
-    from ir_core.registry import register_op
+    from ir_core.op import register_op
+    from ir_core.ops.canonical import TREE
     from ir_core.tolerances import bound, unit_roundoff
 
-    norm: IrOp = register_op(_scratch_norm, name=NORM, has_reduction=True)
+    norm: IrOp = register_op(_scratch_norm, name=NORM, has_reduction=True, orders=[TREE])
     add: IrOp = register_op(_scratch_add_norm, name=ADD_NORM, has_reduction=True, allow_inplace=True)
     scaled: IrOp = register_op(_scratch_scaled, name=SCALED, has_reduction=True)
     softmax: IrOp = register_op(_scratch_softmax, name=SOFTMAX, has_reduction=True)

@@ -1,34 +1,51 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``IR_LOCK``: run exactly the implementations that a lock file names, or not at all.
+"""``IR_LOCK``: run exactly what a lock file names, or not at all.
 
-The file is JSON, written by ``ir-core freeze``: op -> provider, distribution, version and digest.
+The file is JSON, written by ``ir-core freeze``: op -> provider, distribution, version and digest, and the order if the
+implementation has one. An order is exact arithmetic, so an entry with an order holds for every implementation of that
+order, whatever kernel it is; unless the entry says ``"locked": "provider"``, and then as one without an order does.
 """
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ir_core import env
 from ir_core.errors import LockError
-
-if TYPE_CHECKING:
-    from ir_core.impl import IrOpImpl
+from ir_core.impl import IrOpImpl
 
 LOCK_FORMAT = 1
 _UNREAD: Any = object()
 _lock: Any = _UNREAD
 
 
-def describe(impl: IrOpImpl) -> dict[str, str]:
-    """What a lock file says of an implementation."""
-    return {
+def describe(impl: IrOpImpl, *, provider: bool = False) -> dict[str, str]:
+    """What a lock file says of an implementation.
+
+    Args:
+        provider: lock the provider, also where it has an order.
+    """
+    found = {
         "provider": impl.provider,
         "distribution": impl.distribution,
         "version": impl.version,
         "digest": impl.uuid(),
     }
+    if impl.order is not None:
+        found["order"] = impl.order
+        if provider:
+            found["locked"] = "provider"
+    return found
+
+
+def differences(wanted: dict[str, str], found: dict[str, str]) -> list[str]:
+    """The keys in which what runs is not what is locked: none where both are of one order, unless it is locked."""
+    if "order" in wanted and wanted.get("locked") != "provider" and wanted["order"] == found.get("order"):
+        return []
+    keys = [key for key in dict.fromkeys((*found, *wanted)) if key != "locked"]
+    return [key for key in keys if wanted.get(key) != found.get(key)]
 
 
 def read(path: str | Path) -> dict[str, dict[str, str]]:
@@ -75,10 +92,9 @@ def check(impl: IrOpImpl) -> None:
             why=f"It would run {impl.label}.",
             fix="Write the file again with `ir-core freeze`.",
         )
-    different = [key for key in found if wanted.get(key) != found[key]]
-    if different:
+    if different := differences(wanted, found):
         raise LockError(
             f"Op '{impl.op.name}' differs from the lock file.",
-            why="; ".join(f"{key}: locked {wanted.get(key)!r}, here {found[key]!r}" for key in different),
+            why="; ".join(f"{key}: locked {wanted.get(key)!r}, here {found.get(key)!r}" for key in different),
             fix="Install what was locked, or write the file again with `ir-core freeze`.",
         )

@@ -1,0 +1,24 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The core's own ops, as a pack: strings first. The modules are imported when an op is first asked for."""
+
+from typing import Any, Final
+
+_PORTABLE: Final = {
+    "rms_norm": "layernorm:rms_norm_portable",
+    "fused_add_rms_norm": "layernorm:fused_add_rms_norm_portable",
+    "gelu_and_mul_sparse": "activation:gelu_and_mul_sparse_portable",
+}
+
+PACK: Final[dict[str, Any]] = {
+    "api": 1,
+    "name": "core",
+    "ops": {
+        "fused_add_rms_norm": "ir_core.ops.layernorm:fused_add_rms_norm",
+        "gelu_and_mul_sparse": "ir_core.ops.activation:gelu_and_mul_sparse",
+        "rms_norm": "ir_core.ops.layernorm:rms_norm",
+    },
+    "implementations": [
+        {"op": op, "provider": "portable", "impl": f"ir_core.ops.{place}", "order": "tree"}
+        for op, place in _PORTABLE.items()
+    ],
+}
