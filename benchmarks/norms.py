@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import importlib
 import json
 import os
@@ -107,31 +108,39 @@ def _plain() -> Contender:
     })  # fmt: skip
 
 
-def _ours_alone() -> Contender:
-    """Ours without programmatic dependent launch."""
-    from ir_kernels_triton import launch_config, launcher
+def launched(spec_of: Callable[[int, bool], Any]) -> Contender:
+    """A norm of ours as ``spec_of(columns, whether a residual is added)`` says, launched over contiguous matrices."""
+    from ir_kernels_triton.launcher import Kernel
+    from ir_kernels_triton.prepared_norm import matrix_launch
 
-    kernels: dict[Any, launcher.Kernel] = {}
-
-    def kernel(n: int, residual: bool) -> launcher.Kernel:
-        if (n, residual) not in kernels:
-            spec = launch_config.rms_spec(
-                n, n, "bf16", "bf16", aligned=True, inner=False, residual=residual, canonical=True, pdl=False
-            )
-            kernels[n, residual] = launcher.Kernel(spec, torch.device("cuda", torch.cuda.current_device()))
-        return kernels[n, residual]
+    @functools.cache
+    def prepared(n: int, residual: bool) -> tuple[Kernel, Any]:
+        kernel = Kernel(spec_of(n, residual), torch.device("cuda", torch.cuda.current_device()))
+        return kernel, matrix_launch(kernel, n, residual)
 
     def single(x: Tensor, r: Tensor, w: Tensor) -> Tensor:
-        y, n = torch.empty_like(x), x.shape[-1]
-        kernel(n, False)((x, x, w, y, x), len(x), (0, n, 0, 0, 0, n, 0, 0, 0, EPSILON))
+        y = torch.empty_like(x)
+        kernel, launch = prepared(x.shape[-1], False)
+        launch(kernel.spec.programs(len(x)), *map(kernel.pointer, (x, w, y)), len(x), EPSILON)
         return y
 
     def fused(x: Tensor, r: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
-        n = x.shape[-1]
-        kernel(n, True)((x, r, w, x, r), len(x), (0, n, 0, n, 0, n, 0, n, 0, EPSILON))
+        kernel, launch = prepared(x.shape[-1], True)
+        launch(kernel.spec.programs(len(x)), *map(kernel.pointer, (x, r, w)), len(x), EPSILON)
         return x, r
 
     return Contender({"rms_norm": single, "fused_add_rms_norm": fused}, ours=True)
+
+
+def _ours_alone() -> Contender:
+    """Ours without programmatic dependent launch."""
+    from ir_kernels_triton.launch_config import rms_spec
+
+    return launched(
+        lambda n, residual: rms_spec(
+            n, n, "bf16", "bf16", aligned=True, inner=False, residual=residual, canonical=True
+        )
+    )
 
 
 def _vllm_c() -> Contender:

@@ -22,8 +22,8 @@ import common
 import norms
 import torch
 
-from ir_kernels_triton.launch_config import ALWAYS, PDL, KernelSpec, rms_spec
-from ir_kernels_triton.launcher import Kernel
+from ir_kernels_triton.kernel_spec import KernelSpec
+from ir_kernels_triton.launch_config import ALWAYS, DEPENDENT_LAUNCH, Start, rms_spec
 from ir_kernels_triton.proof.compiled import inspect
 
 POINTS = tuple(
@@ -43,8 +43,8 @@ def configurations(op: str, n: int) -> Iterator[tuple[str, KernelSpec]]:
         rows: float = 1,
         warps: float = 1,
         late: bool = False,
-        pdl: bool = PDL,
-        start: dict[str, int] | None = None,
+        pdl: bool = DEPENDENT_LAUNCH,
+        start: Start | None = None,
         **more: Any,
     ) -> KernelSpec:
         residual = op == "fused_add_rms_norm"
@@ -59,12 +59,13 @@ def configurations(op: str, n: int) -> Iterator[tuple[str, KernelSpec]]:
             canonical=True,
             pdl=pdl and hopper,
         )
-        height, constants = max(int(spec.rows * rows), 1), dict(spec.constants)
-        constants |= {"R": height, "LATE": late != constants["LATE"], **(start or {})}
+        height, constants = max(int(spec.rows_per_program * rows), 1), dict(spec.constants)
+        constants |= {"ROWS": height, "LATE": late != constants["LATE"]}
+        constants |= start.constants() if start else {}
         constants |= {name: constants[name] and height == 1 for name in ("WHOLE", "PIN")}
         warps = min(max(int(spec.num_warps * warps), 1), 32)
         return dataclasses.replace(
-            spec, rows=height, num_warps=warps, constants=tuple(constants.items()), **more
+            spec, rows_per_program=height, num_warps=warps, constants=tuple(constants.items()), **more
         )
 
     yield "table", changed()
@@ -77,9 +78,9 @@ def configurations(op: str, n: int) -> Iterator[tuple[str, KernelSpec]]:
     yield "weights the other way, twice the warps", changed(late=True, warps=2)
     for limit in (None, 40, 64):
         yield f"registers: {limit or 'free'}", changed(maxnreg=limit)
-    yield "next kernel at once", changed(start={"EARLY": ALWAYS, "LATER": ALWAYS})
-    yield "next kernel behind the wait", changed(start={"EARLY": 0, "LATER": ALWAYS})
-    yield "next kernel after the reads", changed(start={"EARLY": 0, "LATER": 0})
+    yield "next kernel at once", changed(start=Start(ALWAYS, ALWAYS))
+    yield "next kernel behind the wait", changed(start=Start(0, ALWAYS))
+    yield "next kernel after the reads", changed(start=Start(0, 0))
     yield "no dependent launch", changed(pdl=False)
 
 
@@ -89,20 +90,10 @@ def spilled(spec: KernelSpec) -> int:
     return inspect(spec, f"sm{major}{minor}").spilled
 
 
-def contender(op: str, n: int, spec: KernelSpec) -> norms.Contender:
+def contender(op: str, spec: KernelSpec) -> norms.Contender:
     """A configuration as norms.py takes it."""
-    kernel = Kernel(spec, torch.device("cuda", torch.cuda.current_device()))
-
-    def single(x: torch.Tensor, r: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
-        y = torch.empty_like(x)
-        kernel((x, x, w, y, x), len(x), (0, n, 0, 0, 0, n, 0, 0, 0, norms.EPSILON))
-        return y
-
-    def fused(x: torch.Tensor, r: torch.Tensor, w: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        kernel((x, r, w, x, r), len(x), (0, n, 0, n, 0, n, 0, n, 0, norms.EPSILON))
-        return x, r
-
-    return norms.Contender({op: single if op == "rms_norm" else fused}, ours=True)
+    made = norms.launched(lambda n, residual: spec)
+    return norms.Contender({op: made.calls[op]}, ours=True)
 
 
 def main() -> None:
@@ -132,7 +123,7 @@ def main() -> None:
         for name, spec in asked[point.op, point.n].items():
             if spills[spec]:
                 continue
-            made = contender(point.op, point.n, spec)
+            made = contender(point.op, spec)
             if why := norms.correct(name, made, point):
                 raise SystemExit(f"{point.name}: {why}")
             fit[name] = made

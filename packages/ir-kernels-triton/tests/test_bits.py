@@ -15,7 +15,6 @@ import ir_core
 from ir_kernels_triton import gelu_and_mul_sparse as gelu
 from ir_kernels_triton import rms_norm as norms
 from ir_kernels_triton import rms_pair
-from ir_kernels_triton.launcher import Kernel
 from ir_kernels_triton.proof import golden
 
 # numpy speaks of the NaN, infinities and overflows that the interpreter meets; they are wanted here.
@@ -239,13 +238,18 @@ def test_plain_gelu_agrees_with_native(device: str) -> None:
 def launches(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The programs of each launch that takes two calls."""
     seen: list[int] = []
-    original = Kernel.over
+    original = rms_pair._prepared
 
-    def over(self: Kernel, programs: int, tensors: tuple[Tensor, ...], scalars: tuple[float, ...]) -> None:
-        seen.append(programs)
-        original(self, programs, tensors, scalars)
+    def prepared(*kind: Any) -> Any:
+        kernel, launch = original(*kind)
 
-    monkeypatch.setattr(Kernel, "over", over)
+        def counted(programs: int, *values: Any) -> None:
+            seen.append(programs)
+            launch(programs, *values)
+
+        return kernel, counted
+
+    monkeypatch.setattr(rms_pair, "_prepared", prepared)
     return seen
 
 

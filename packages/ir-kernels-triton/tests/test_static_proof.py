@@ -96,7 +96,6 @@ def test_every_way_to_an_access_waits() -> None:
         residual=False,
         canonical=True,
         pdl=True,
-        interpret=False,
     )
     ptx = compat.compile_for(spec, compiled.target("sm90")).asm["ptx"]
     found = list(re.finditer(r"griddepcontrol\.wait;", ptx))

@@ -20,21 +20,23 @@ import triton
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
-from ir_kernels_triton.launch_config import KernelSpec
+from ir_kernels_triton.arguments import Arrangement, Launch
+from ir_kernels_triton.kernel_spec import KernelSpec
 
 logger = logging.getLogger(__name__)
 
-Launch = Callable[[int, int, tuple[Any, ...]], None]
-"""``launch(programs, device index, runtime arguments)``; ``takes_pointers``: pointers are integers, else tensors."""
-
 
 def jit_function(spec: KernelSpec) -> Any:
-    """The ``triton.jit`` function of a spec (its interpreted form under TRITON_INTERPRET=1)."""
+    """The ``triton.jit`` function of a spec, or its interpreted form."""
     return getattr(importlib.import_module(spec.module), spec.kernel)
 
 
 def is_interpreted(fn: Any) -> bool:
-    """Whether Triton interprets this kernel; decided when the kernel's module was imported."""
+    """Whether Triton interprets this kernel.
+
+    Triton reads TRITON_INTERPRET when it decorates a kernel, so the kernel itself is asked: no second parser of the
+    variable can come to another answer.
+    """
     return not isinstance(fn, JITFunction)
 
 
@@ -69,15 +71,21 @@ class SlowLaunch:
     """Launch through ``kernel[grid]``: the interpreter, and Triton releases whose internals are not known."""
 
     takes_pointers = False
+    """Whether a call gives addresses of tensors as integers; the tensors themselves otherwise."""
 
     def __init__(self, spec: KernelSpec) -> None:
         self._fn = jit_function(spec)
         self._kwargs = dict(spec.constants)
         if not is_interpreted(self._fn):
             self._kwargs |= spec.options()
+        elif "INTERPRET" in self._kwargs:
+            self._kwargs["INTERPRET"] = True
 
-    def __call__(self, programs: int, device: int, args: tuple[Any, ...]) -> None:
-        self._fn[(programs,)](*args, **self._kwargs)
+    def prepare(self, arrange: Arrangement, device: int) -> Launch:
+        """A launch of which all but the arguments that change are known; ``device`` is the current one."""
+        return arrange.function(
+            ["$fn[(programs,)]({arguments}, **$kwargs)"], {"fn": self._fn, "kwargs": self._kwargs}
+        )
 
 
 def _hook(chain: Any) -> Any:
@@ -89,7 +97,7 @@ class DirectLaunch:
     """Launch through the compiled kernel's own launcher, with pointers as integers."""
 
     takes_pointers = True
-    __slots__ = ("_function", "_kernel", "_knobs", "_lean", "_metadata", "_run", "_stream", "_tail")
+    __slots__ = ("_constants", "_function", "_kernel", "_knobs", "_lean", "_metadata", "_run", "_stream")
 
     def __init__(self, spec: KernelSpec) -> None:
         """Compile for the current device and load; raises AttributeError when the internals have moved."""
@@ -100,41 +108,64 @@ class DirectLaunch:
         self._metadata = self._kernel.packed_metadata
         self._knobs = triton.knobs.runtime
         self._stream = torch._C._cuda_getCurrentRawStream
-        constants = dict(spec.constants)  # the launcher counts them among the arguments, and skips them
-        self._tail = tuple(constants[name] for name in jit_function(spec).arg_names[len(spec.signature) :])
+        constants = dict(spec.constants)  # ``run`` counts them among the arguments, and skips them
+        self._constants = tuple(
+            constants[name] for name in jit_function(spec).arg_names[len(spec.signature) :]
+        )
         self._lean = _without_constants(driver, spec, self._kernel.metadata)
         _hook(self._knobs.launch_enter_hook), _hook(self._knobs.launch_exit_hook)
 
-    def __call__(self, programs: int, device: int, args: tuple[Any, ...]) -> None:
-        stream, args, about = self._stream(device), args + self._tail, None
+    def _complete(self, programs: int, device: int, args: tuple[Any, ...]) -> None:
+        """Launch with scratch memory and a profiler's hooks, as Triton itself would."""
+        stream, args, about = self._stream(device), args + self._constants, None
         enter, leave = _hook(self._knobs.launch_enter_hook), _hook(self._knobs.launch_exit_hook)
         if enter is not None:
             about = self._kernel.launch_metadata((programs, 1, 1), stream, *args)
         self._run(programs, 1, 1, stream, self._function, self._metadata, about, enter, leave, *args)
 
-    def short(self, rows: int, device: int) -> Callable[[int, tuple[Any, ...]], None]:
-        """``launch(number of rows, runtime arguments)`` on ``device``, ``rows`` of them a program: the shortest way.
+    def prepare(self, arrange: Arrangement, device: int) -> Launch:
+        """A launch of which all but the arguments that change are known; ``device`` is the current one.
 
         ``CompiledKernel.run`` is a launcher in Python around one in C. While it would do nothing but pass on what it
         has (no scratch memory, no profiler's hook), the one in C is called, made for the runtime arguments alone: to
         pass on as many constants, and skip them, takes it 0.4 us.
         """
-        c, before, about = _c_launcher(self._lean, self._function, self._metadata)
-        knobs, stream = self._knobs, self._stream
-
-        def launch(number: int, args: tuple[Any, ...]) -> None:
-            try:
-                hooked = knobs.launch_enter_hook.calls or knobs.launch_exit_hook.calls
-            except AttributeError:  # a plain function, or None
-                hooked = True
-            if hooked or c is None:
-                self((number + rows - 1) // rows, device, args)
-            elif about is None:
-                c((number + rows - 1) // rows, 1, 1, stream(device), *before, *args)
-            else:
-                c((number + rows - 1) // rows, 1, 1, stream(device), *before, *about, args)
-
-        return launch
+        lean = self._lean
+        space = {
+            "c": _c_launcher(lean),
+            "complete": self._complete,
+            "device": device,
+            "function": self._function,
+            "hook": _hook,
+            "knobs": self._knobs,
+            "metadata": self._metadata,
+            "stream": self._stream,
+        }
+        complete = "$complete(programs, $device, ({arguments},))"
+        if space["c"] is None:
+            return arrange.function([complete], space)
+        space |= {"cooperative": lean.launch_cooperative_grid, "dependent": lean.launch_pdl}
+        start = "$c(programs, 1, 1, $stream($device), $function, $cooperative, $dependent"
+        if hasattr(
+            lean, "kernel_signature"
+        ):  # Triton 3.7: one launcher for all kernels, which takes their description
+            space |= {"annotations": lean.arg_annotations, "signature": lean.kernel_signature}
+            direct = f"{start}, $metadata, None, None, None, None, None, $annotations, $signature, ({{arguments}},))"
+        else:  # Triton 3.6: one for each signature, which takes the arguments one by one
+            direct = f"{start}, None, None, $metadata, None, None, None, {{arguments}})"
+        return arrange.function(
+            [
+                "try:",
+                "    $plain = not ($knobs.launch_enter_hook.calls or $knobs.launch_exit_hook.calls)",
+                "except AttributeError:  # a plain function, or None",
+                "    $plain = $hook($knobs.launch_enter_hook) is $hook($knobs.launch_exit_hook) is None",
+                "if $plain:",
+                f"    {direct}",
+                "else:",
+                f"    {complete}",
+            ],
+            space,
+        )
 
 
 def _without_constants(driver: Any, spec: KernelSpec, metadata: Any) -> Any:
@@ -143,31 +174,17 @@ def _without_constants(driver: Any, spec: KernelSpec, metadata: Any) -> Any:
     return driver.launcher_cls(source, metadata)
 
 
-def _c_launcher(
-    run: Any, function: int, metadata: Any
-) -> tuple[Callable[..., None] | None, tuple[Any, ...], tuple[Any, ...] | None]:
-    """Triton's launcher in C, what stands between the stream and the kernel's arguments, and how it learns of these.
-
-    Triton 3.6 makes a launcher for each signature and takes the arguments one by one (the last value is None); 3.7 has
-    one for all, which takes a description of them and one tuple. Nothing for a kernel that needs more than a call.
-    """
-    none = None, (), None
+def _c_launcher(run: Any) -> Callable[..., None] | None:
+    """Triton's launcher in C; None where it is not known, or the kernel needs scratch memory at each launch."""
     if not all(hasattr(run, name) for name in ("launch", "global_scratch_size", "profile_scratch_size")):
-        return none
+        return None
     if run.global_scratch_size or run.profile_scratch_size:
-        return none
-    flags = function, run.launch_cooperative_grid, run.launch_pdl
-    if hasattr(run, "kernel_signature"):
-        return (
-            run.launch,
-            (*flags, metadata, None, None, None, None, None),
-            (run.arg_annotations, run.kernel_signature),
-        )
-    return run.launch, (*flags, None, None, metadata, None, None, None), None
+        return None
+    return run.launch  # type: ignore[no-any-return]
 
 
 def launch(spec: KernelSpec) -> SlowLaunch | DirectLaunch:
-    """Prepare a spec for the current device."""
+    """Compile a spec for the current device."""
     if is_interpreted(jit_function(spec)):
         return SlowLaunch(spec)
     try:

@@ -5,17 +5,26 @@ Rows are read in place while two strides describe them and each starts at a mult
 divides its length); other tensors are copied first. Results are contiguous.
 """
 
+from functools import cache
+
 import torch
 from torch import Tensor
 
-from ir_kernels_triton.launch_config import TRITON_NAMES, alignment, gelu_spec
-from ir_kernels_triton.launcher import Kernel
-from ir_kernels_triton.rows import MAX_ROWS, collapse, common_alignment, contiguous_rows, is_plain, parts
+from ir_kernels_triton.gelu_config import gelu_spec
+from ir_kernels_triton.kernel_spec import TRITON_NAMES, alignment
+from ir_kernels_triton.launcher import Kernel, RowLaunch
+from ir_kernels_triton.rows import copied, readable, row_starts
 
-_KERNELS: dict[tuple[object, ...], Kernel] = {}
+
+@cache
+def _prepared(
+    d: int, x: str, two_strides: bool, approximate: str, canonical: bool, device: torch.device
+) -> RowLaunch:
+    spec = gelu_spec(d, x, inner=two_strides, tanh=approximate == "tanh", canonical=canonical)
+    return RowLaunch(Kernel(spec, device), {"x_ptr": "x", "y_ptr": "y"}, "multiplier")
 
 
-def _run(x: Tensor, multiplier: float, approximate: str, canonical: bool) -> Tensor:
+def _run(x: Tensor, multiplier: float, approximate: str, *, canonical: bool) -> Tensor:
     if approximate not in ("none", "tanh"):
         raise ValueError(f"approximate must be 'none' or 'tanh', it is {approximate!r}")
     d = x.shape[-1] // 2
@@ -25,23 +34,11 @@ def _run(x: Tensor, multiplier: float, approximate: str, canonical: bool) -> Ten
     name = TRITON_NAMES.get(str(x.dtype))
     if name is None:
         raise TypeError(f"gelu_and_mul_sparse in Triton takes float16, bfloat16 and float32, not {x.dtype}")
-    rows = None
-    if is_plain(x):
-        rows = contiguous_rows(y.numel() // d, (2 * d, d), x.dim())
-    elif x.stride(-1) == 1:
-        rows = collapse(x, y)
-    if rows is None or common_alignment(x.data_ptr(), rows, x.itemsize) % alignment(d, name):
-        x = x.clone(memory_format=torch.contiguous_format)
-        rows = contiguous_rows(y.numel() // d, (2 * d, d), x.dim())
-    key = d, x.dtype, rows.inner > 0, approximate, canonical, x.device
-    kernel = _KERNELS.get(key)
-    if kernel is None:
-        spec = gelu_spec(d, name, inner=rows.inner > 0, tanh=approximate == "tanh", canonical=canonical)
-        kernel = _KERNELS[key] = Kernel(spec, x.device)
-    given = x, y
-    for part, moved in ((rows, given),) if rows.number <= MAX_ROWS else parts(rows, given):
-        (x_outer, y_outer), (x_step, y_step) = part.outer, part.step
-        kernel(moved, part.number, (part.inner, x_outer, x_step, y_outer, y_step, multiplier))
+    rows, (x,) = readable((x,), (y,))
+    if row_starts(x.data_ptr(), rows, x.itemsize) % alignment(d, name):
+        rows, (x,) = readable((copied(x),), (y,))
+    launch = _prepared(d, name, rows.inner > 0, approximate, canonical, x.device)
+    launch(rows, (x, y), (), multiplier)
     return y
 
 
@@ -49,9 +46,9 @@ def gelu_and_mul_sparse_batch_invariant(
     x: Tensor, std_multiplier: float, approximate: str = "none"
 ) -> Tensor:
     """``gelu_and_mul_sparse`` in the canonical order, with the canonical GELU."""
-    return _run(x, std_multiplier, approximate, True)
+    return _run(x, std_multiplier, approximate, canonical=True)
 
 
 def gelu_and_mul_sparse(x: Tensor, std_multiplier: float, approximate: str = "none") -> Tensor:
     """``gelu_and_mul_sparse`` in the order that the compiler chooses."""
-    return _run(x, std_multiplier, approximate, False)
+    return _run(x, std_multiplier, approximate, canonical=False)

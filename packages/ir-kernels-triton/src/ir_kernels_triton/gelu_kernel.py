@@ -112,38 +112,38 @@ def _gated(
 def _mean(
     x,
     N: tl.constexpr,
-    R: tl.constexpr,
-    W: tl.constexpr,
-    H: tl.constexpr,
-    Q: tl.constexpr,
+    ROWS: tl.constexpr,
+    WARPS: tl.constexpr,
+    HALVES: tl.constexpr,
+    PIECE: tl.constexpr,
     CANONICAL: tl.constexpr,
 ):
     if CANONICAL:
-        mean = canonical_divide(row_sums(thread_sums(x, H, Q), R, W), N)
+        mean = canonical_divide(row_sums(thread_sums(x, HALVES, PIECE), ROWS, WARPS), N)
     else:
-        mean = plain_sum(x, R) * (1.0 / N)
+        mean = plain_sum(x, ROWS) * (1.0 / N)
     return mean
 
 
 @triton.jit(do_not_specialize=ARGUMENTS, do_not_specialize_on_alignment=ARGUMENTS)
 def gelu_tile(
     x_ptr, y_ptr, rows, inner, x_outer, x_inner, y_outer, y_inner, multiplier,
-    N: tl.constexpr, C: tl.constexpr, R: tl.constexpr, W: tl.constexpr, T: tl.constexpr, H: tl.constexpr,
-    Q: tl.constexpr, VEC: tl.constexpr, BYTES: tl.constexpr, INNER: tl.constexpr,
+    N: tl.constexpr, CHUNKS: tl.constexpr, ROWS: tl.constexpr, WARPS: tl.constexpr, SPAN: tl.constexpr,
+    HALVES: tl.constexpr, PIECE: tl.constexpr, VEC: tl.constexpr, BYTES: tl.constexpr, INNER: tl.constexpr,
     TANH: tl.constexpr, CANONICAL: tl.constexpr, INTERPRET: tl.constexpr,
 ):  # fmt: skip
-    """``R`` whole rows, gates of ``N`` elements."""
+    """``ROWS`` whole rows, gates of ``N`` elements."""
     DTYPE: tl.constexpr = x_ptr.dtype.element_ty
-    row = tl.program_id(0) * R + (tl.arange(0, R * T) // T)[None, :]
-    col = columns(C, H, R, T, Q)
-    mask = inside(col, row, rows, N, R, VEC)
+    row = tl.program_id(0) * ROWS + (tl.arange(0, ROWS * SPAN) // SPAN)[None, :]
+    col = columns(CHUNKS, HALVES, ROWS, SPAN, PIECE)
+    mask = inside(col, row, rows, N, ROWS, VEC)
     at = row_offsets(row, INNER, inner, x_outer, x_inner) + col
     gate = upcast(_read(x_ptr, at, mask, VEC, BYTES), INTERPRET)
     up = upcast(_read(x_ptr + N, at, mask, VEC, BYTES), INTERPRET)
-    mean = _mean(gate, N, R, W, H, Q, CANONICAL)
-    deviation = tl.where(mask, gate - over_rows(mean, T), 0.0)
-    variance = _mean(deviation * deviation, N, R, W, H, Q, CANONICAL)
-    threshold = over_rows(_threshold(mean, variance, multiplier, DTYPE, CANONICAL, INTERPRET), T)
+    mean = _mean(gate, N, ROWS, WARPS, HALVES, PIECE, CANONICAL)
+    deviation = tl.where(mask, gate - over_rows(mean, SPAN), 0.0)
+    variance = _mean(deviation * deviation, N, ROWS, WARPS, HALVES, PIECE, CANONICAL)
+    threshold = over_rows(_threshold(mean, variance, multiplier, DTYPE, CANONICAL, INTERPRET), SPAN)
     y = _gated(gate, up, threshold, DTYPE, TANH, CANONICAL, INTERPRET)
     to = row_offsets(row, INNER, inner, y_outer, y_inner) + col
     tl.store(addresses(y_ptr, to, VEC, BYTES, True), y, mask=mask)
@@ -152,36 +152,36 @@ def gelu_tile(
 @triton.jit(do_not_specialize=ARGUMENTS, do_not_specialize_on_alignment=ARGUMENTS)
 def gelu_long(
     x_ptr, y_ptr, rows, inner, x_outer, x_inner, y_outer, y_inner, multiplier,
-    N: tl.constexpr, B: tl.constexpr, C: tl.constexpr, W: tl.constexpr, T: tl.constexpr, H: tl.constexpr,
-    Q: tl.constexpr, VEC: tl.constexpr, BYTES: tl.constexpr, INNER: tl.constexpr,
+    N: tl.constexpr, BLOCKS: tl.constexpr, CHUNKS: tl.constexpr, WARPS: tl.constexpr, SPAN: tl.constexpr,
+    HALVES: tl.constexpr, PIECE: tl.constexpr, VEC: tl.constexpr, BYTES: tl.constexpr, INNER: tl.constexpr,
     TANH: tl.constexpr, CANONICAL: tl.constexpr, INTERPRET: tl.constexpr,
 ):  # fmt: skip
-    """One row whose gate of ``N`` elements takes ``B`` blocks: mean, variance, result."""
+    """One row whose gate of ``N`` elements takes ``BLOCKS`` blocks: mean, variance, result."""
     DTYPE: tl.constexpr = x_ptr.dtype.element_ty
     row = tl.program_id(0) + tl.zeros((1, 1), tl.int32)
     x_row = row_offsets(row, INNER, inner, x_outer, x_inner)
-    col = columns(C, H, 1, T, Q)
+    col = columns(CHUNKS, HALVES, 1, SPAN, PIECE)
     gate = upcast(_read(x_ptr, x_row + col, inside(col, row, rows, N, 1, VEC), VEC, BYTES), INTERPRET)
-    part = thread_sums(gate, H, Q)
-    for b in range(1, B):
-        at = col + b * (H * C * T)
+    part = thread_sums(gate, HALVES, PIECE)
+    for b in range(1, BLOCKS):
+        at = col + b * (HALVES * CHUNKS * SPAN)
         more = upcast(_read(x_ptr, x_row + at, inside(at, row, rows, N, 1, VEC), VEC, BYTES), INTERPRET)
-        part = part + thread_sums(more, H, Q)
-    mean = canonical_divide(row_sums(part, 1, W), N)
+        part = part + thread_sums(more, HALVES, PIECE)
+    mean = canonical_divide(row_sums(part, 1, WARPS), N)
     gate = upcast(_read(x_ptr, x_row + col, inside(col, row, rows, N, 1, VEC), VEC, BYTES), INTERPRET)
-    deviation = tl.where(col < N, gate - over_rows(mean, T), 0.0)
-    part = thread_sums(deviation * deviation, H, Q)
-    for b in range(1, B):
-        at = col + b * (H * C * T)
+    deviation = tl.where(col < N, gate - over_rows(mean, SPAN), 0.0)
+    part = thread_sums(deviation * deviation, HALVES, PIECE)
+    for b in range(1, BLOCKS):
+        at = col + b * (HALVES * CHUNKS * SPAN)
         gate = upcast(_read(x_ptr, x_row + at, inside(at, row, rows, N, 1, VEC), VEC, BYTES), INTERPRET)
-        deviation = tl.where(at < N, gate - over_rows(mean, T), 0.0)
-        part = part + thread_sums(deviation * deviation, H, Q)
-    variance = canonical_divide(row_sums(part, 1, W), N)
-    threshold = over_rows(_threshold(mean, variance, multiplier, DTYPE, CANONICAL, INTERPRET), T)
+        deviation = tl.where(at < N, gate - over_rows(mean, SPAN), 0.0)
+        part = part + thread_sums(deviation * deviation, HALVES, PIECE)
+    variance = canonical_divide(row_sums(part, 1, WARPS), N)
+    threshold = over_rows(_threshold(mean, variance, multiplier, DTYPE, CANONICAL, INTERPRET), SPAN)
     y_row = row_offsets(row, INNER, inner, y_outer, y_inner)
     # Halves of a block: the result needs more registers than the sums, and float32 would spill.
-    for b in range(2 * B):
-        to = columns(C // 2, H, 1, T, Q) + b * (H * (C // 2) * T)
+    for b in range(2 * BLOCKS):
+        to = columns(CHUNKS // 2, HALVES, 1, SPAN, PIECE) + b * (HALVES * (CHUNKS // 2) * SPAN)
         g = upcast(_read(x_ptr, x_row + to, inside(to, row, rows, N, 1, VEC), VEC, BYTES), INTERPRET)
         u = upcast(_read(x_ptr + N, x_row + to, inside(to, row, rows, N, 1, VEC), VEC, BYTES), INTERPRET)
         z = _gated(g, u, threshold, DTYPE, TANH, CANONICAL, INTERPRET)

@@ -6,9 +6,14 @@ from typing import Any, Final
 REQUIRES: Final = "sm>=8.0 | cpu,triton_interpreter"
 """bfloat16 arithmetic needs SM 8.0; on a CPU Triton's interpreter runs the same kernels."""
 
-RMS_KERNELS: Final = ("rms_kernel", "rms_hold_kernel")
+RMS_KERNELS: Final = ("prepared_norm", "rms_kernel", "rms_hold_kernel")
 
-SHARED: Final = ("rms_kernel", "tree", "rows", "launch_config", "launcher", "compat")
+GELU_KERNELS: Final = ("gelu_config", "gelu_kernel")
+
+SHARED: Final = (
+    *("rms_kernel", "tree", "tile", "rows"),
+    *("kernel_spec", "launch_config", "arguments", "launcher", "compat"),
+)
 """Modules behind every kernel here: their text is part of each implementation's identity."""
 
 
@@ -47,7 +52,7 @@ PACK: Final[dict[str, Any]] = {
         for offer in (
             _implementation("rms_norm", provider, "rms_norm", *RMS_KERNELS, pair="rms_pair"),
             _implementation("fused_add_rms_norm", provider, "rms_norm", *RMS_KERNELS, inplace=True),
-            _implementation("gelu_and_mul_sparse", provider, "gelu_and_mul_sparse", "gelu_kernel"),
+            _implementation("gelu_and_mul_sparse", provider, "gelu_and_mul_sparse", *GELU_KERNELS),
         )
     ],
 }

@@ -53,18 +53,18 @@ def _write(
 def rms_hold(
     x_ptr, residual_ptr, w_ptr, y_ptr, sum_ptr, rows, inner,
     x_outer, x_inner, r_outer, r_inner, y_outer, y_inner, s_outer, s_inner, epsilon,
-    N: tl.constexpr, B: tl.constexpr, K: tl.constexpr, C: tl.constexpr, W: tl.constexpr, T: tl.constexpr,
-    H: tl.constexpr, Q: tl.constexpr, VEC: tl.constexpr, X_BYTES: tl.constexpr, W_BYTES: tl.constexpr,
-    INNER: tl.constexpr, HAS_RESIDUAL: tl.constexpr, HAS_WEIGHT: tl.constexpr, CANONICAL: tl.constexpr,
-    PDL: tl.constexpr, INTERPRET: tl.constexpr,
+    N: tl.constexpr, BLOCKS: tl.constexpr, HELD: tl.constexpr, CHUNKS: tl.constexpr, WARPS: tl.constexpr,
+    SPAN: tl.constexpr, HALVES: tl.constexpr, PIECE: tl.constexpr, VEC: tl.constexpr, X_BYTES: tl.constexpr,
+    W_BYTES: tl.constexpr, INNER: tl.constexpr, HAS_RESIDUAL: tl.constexpr, HAS_WEIGHT: tl.constexpr,
+    CANONICAL: tl.constexpr, PDL: tl.constexpr, INTERPRET: tl.constexpr,
 ):  # fmt: skip
-    """Normalise one row of ``N`` elements in ``B`` blocks, of which the last ``K`` are read once. Aligned rows only.
+    """Normalise one row of ``N`` elements in ``BLOCKS`` blocks, of which the last ``HELD`` are read once.
 
-    Nothing is written before the row is reduced, so the outputs may be the inputs.
+    Aligned rows only. Nothing is written before the row is reduced, so the outputs may be the inputs.
     """
-    BLOCK: tl.constexpr = H * C * T
+    BLOCK: tl.constexpr = HALVES * CHUNKS * SPAN
     row = tl.program_id(0) + tl.zeros((1, 1), tl.int32)
-    col = columns(C, H, 1, T, Q)
+    col = columns(CHUNKS, HALVES, 1, SPAN, PIECE)
     if PDL:
         if not INNER:  # noqa: SIM102
             if tl.program_id(0) < FIRST_WAVE:
@@ -73,27 +73,27 @@ def rms_hold(
         gdc_wait()
     x_row = x_ptr + row_offsets(row, INNER, inner, x_outer, x_inner)
     r_row = residual_ptr + row_offsets(row, INNER, inner, r_outer, r_inner)
-    part = tl.zeros((W * 32,), tl.float32)
-    for b in range(B - K):
+    part = tl.zeros((WARPS * 32,), tl.float32)
+    for b in range(BLOCKS - HELD):
         x = upcast(_load(x_row, row, col + b * BLOCK, rows, N, VEC, X_BYTES, "evict_last"), INTERPRET)
         if HAS_RESIDUAL:
             x += upcast(_load(r_row, row, col + b * BLOCK, rows, N, VEC, X_BYTES, "evict_last"), INTERPRET)
-        part = part + thread_sums(x * x, H, Q)
+        part = part + thread_sums(x * x, HALVES, PIECE)
     xs = ()
     rs = ()
-    for b in tl.static_range(B - K, B):
+    for b in tl.static_range(BLOCKS - HELD, BLOCKS):
         xs = xs + (_load(x_row, row, col + b * BLOCK, rows, N, VEC, X_BYTES, "evict_last"),)  # noqa: RUF005
         if HAS_RESIDUAL:
             rs = rs + (_load(r_row, row, col + b * BLOCK, rows, N, VEC, X_BYTES, "evict_last"),)  # noqa: RUF005
     if PDL:
         gdc_launch_dependents()
-    for b in tl.static_range(K):
+    for b in tl.static_range(HELD):
         x = upcast(xs[b], INTERPRET)
         if HAS_RESIDUAL:
             x += upcast(rs[b], INTERPRET)
-        part = part + thread_sums(x * x, H, Q)
+        part = part + thread_sums(x * x, HALVES, PIECE)
     if CANONICAL:
-        total = row_sums(part, 1, W)
+        total = row_sums(part, 1, WARPS)
     else:
         total = tl.sum(tl.reshape(part, (1, part.shape[0])), 1)
     rstd = _rstd(total, epsilon, N, CANONICAL)
@@ -103,16 +103,16 @@ def rms_hold(
     r_row = residual_ptr + row_offsets(row, INNER, inner, r_outer, r_inner)
     y_row = y_ptr + row_offsets(row, INNER, inner, y_outer, y_inner)
     s_row = sum_ptr + row_offsets(row, INNER, inner, s_outer, s_inner)
-    for b in tl.static_range(K):
+    for b in tl.static_range(HELD):
         z = upcast(hidden(xs[b], INTERPRET), INTERPRET)
         if HAS_RESIDUAL:
             z += upcast(hidden(rs[b], INTERPRET), INTERPRET)
         _write(
-            z, rstd, w_ptr, y_row, s_row, row, col + (B - K + b) * BLOCK, rows, N, VEC, X_BYTES, W_BYTES,
+            z, rstd, w_ptr, y_row, s_row, row, col + (BLOCKS - HELD + b) * BLOCK, rows, N, VEC, X_BYTES, W_BYTES,
             HAS_RESIDUAL, HAS_WEIGHT, INTERPRET,
         )  # fmt: skip
-    for b in range(B - K):
-        at = col + (B - K - 1 - b) * BLOCK
+    for b in range(BLOCKS - HELD):
+        at = col + (BLOCKS - HELD - 1 - b) * BLOCK
         z = upcast(_load(x_row, row, at, rows, N, VEC, X_BYTES, "evict_first"), INTERPRET)
         if HAS_RESIDUAL:
             z += upcast(_load(r_row, row, at, rows, N, VEC, X_BYTES, "evict_first"), INTERPRET)

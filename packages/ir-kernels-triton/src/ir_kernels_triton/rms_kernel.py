@@ -101,7 +101,7 @@ def _weigh(y, w, X_DTYPE: tl.constexpr, HAS_WEIGHT: tl.constexpr, INTERPRET: tl.
 @triton.jit
 def _touch_rows(
     program, x_ptr, residual_ptr, w_ptr, rows, inner, x_outer, x_inner, r_outer, r_inner, N: tl.constexpr,
-    PADDED: tl.constexpr, R: tl.constexpr, W_BYTES: tl.constexpr, INNER: tl.constexpr, WHOLE: tl.constexpr,
+    PADDED: tl.constexpr, ROWS: tl.constexpr, W_BYTES: tl.constexpr, INNER: tl.constexpr, WHOLE: tl.constexpr,
     HAS_RESIDUAL: tl.constexpr, HAS_WEIGHT: tl.constexpr,
 ):  # fmt: skip
     """Bring what this program is going to read into the L2 cache, while the kernel ahead still runs.
@@ -121,8 +121,8 @@ def _touch_rows(
             if HAS_RESIDUAL:
                 touch_bytes(residual_ptr + row * r_outer, N * BITS // 8)
         else:
-            line = tl.arange(0, R * LINES)
-            row = tl.minimum(program * R + line // LINES, rows - 1)
+            line = tl.arange(0, ROWS * LINES)
+            row = tl.minimum(program * ROWS + line // LINES, rows - 1)
             col = tl.minimum(line % LINES * LINE, N - 1)
             touch(x_ptr + row_offsets(row, INNER, inner, x_outer, x_inner) + col)
             if HAS_RESIDUAL:
@@ -140,13 +140,13 @@ def _touch_rows(
 def _tile(
     program, x_ptr, residual_ptr, w_ptr, y_ptr, sum_ptr, rows, inner,
     x_outer, x_inner, r_outer, r_inner, y_outer, y_inner, s_outer, s_inner, epsilon,
-    N: tl.constexpr, C: tl.constexpr, R: tl.constexpr, W: tl.constexpr, T: tl.constexpr, H: tl.constexpr,
-    Q: tl.constexpr, VEC: tl.constexpr, X_BYTES: tl.constexpr, W_BYTES: tl.constexpr, ALIGNED: tl.constexpr,
-    LATE: tl.constexpr, INNER: tl.constexpr, EARLY: tl.constexpr, LATER: tl.constexpr, WHOLE: tl.constexpr,
-    PIN: tl.constexpr, KEEP: tl.constexpr, HAS_RESIDUAL: tl.constexpr, HAS_WEIGHT: tl.constexpr,
-    CANONICAL: tl.constexpr, PDL: tl.constexpr, INTERPRET: tl.constexpr,
+    N: tl.constexpr, CHUNKS: tl.constexpr, ROWS: tl.constexpr, WARPS: tl.constexpr, SPAN: tl.constexpr,
+    HALVES: tl.constexpr, PIECE: tl.constexpr, VEC: tl.constexpr, X_BYTES: tl.constexpr, W_BYTES: tl.constexpr,
+    ALIGNED: tl.constexpr, LATE: tl.constexpr, INNER: tl.constexpr, EARLY: tl.constexpr, LATER: tl.constexpr,
+    WHOLE: tl.constexpr, PIN: tl.constexpr, KEEP: tl.constexpr, HAS_RESIDUAL: tl.constexpr,
+    HAS_WEIGHT: tl.constexpr, CANONICAL: tl.constexpr, PDL: tl.constexpr, INTERPRET: tl.constexpr,
 ):  # fmt: skip
-    """Normalise ``R`` whole rows of ``N`` elements, held in registers between the reduction and the product.
+    """Normalise ``ROWS`` whole rows of ``N`` elements, held in registers between the reduction and the product.
 
     ``LATE``: weights are read after the reduction, where registers are short.
     ``ALIGNED``: every tensor keeps the promise of ``addresses``; otherwise only the outputs do.
@@ -157,9 +157,9 @@ def _tile(
     ``KEEP``: aligned rows that are read leave the L2 cache last.
     """
     X_DTYPE: tl.constexpr = x_ptr.dtype.element_ty
-    row = program * R + (tl.arange(0, R * T) // T)[None, :]
-    col = columns(C, H, R, T, Q)
-    mask = inside(col, row, rows, N, R, VEC)
+    row = program * ROWS + (tl.arange(0, ROWS * SPAN) // SPAN)[None, :]
+    col = columns(CHUNKS, HALVES, ROWS, SPAN, PIECE)
+    mask = inside(col, row, rows, N, ROWS, VEC)
     x_from, r_from = x_ptr, residual_ptr
     if PIN:  # so that the first access follows the wait at once
         x_from = pinned(x_ptr + program.to(tl.int64) * x_outer)
@@ -175,13 +175,15 @@ def _tile(
         if programs <= EARLY:
             gdc_launch_dependents()  # several kernels are set up ahead
             _touch_rows(
-                program, x_ptr, residual_ptr, w_ptr, rows, inner, x_outer, x_inner, r_outer, r_inner, N, H * C * T, R,
-                W_BYTES, INNER, False, HAS_RESIDUAL, HAS_WEIGHT,
+                program, x_ptr, residual_ptr, w_ptr, rows, inner, x_outer, x_inner, r_outer, r_inner,
+                N=N, PADDED=HALVES * CHUNKS * SPAN, ROWS=ROWS, W_BYTES=W_BYTES, INNER=INNER, WHOLE=False,
+                HAS_RESIDUAL=HAS_RESIDUAL, HAS_WEIGHT=HAS_WEIGHT,
             )  # fmt: skip
         else:
             _touch_rows(
-                program, x_ptr, residual_ptr, w_ptr, rows, inner, x_outer, x_inner, r_outer, r_inner, N, H * C * T, R,
-                W_BYTES, INNER, WHOLE, HAS_RESIDUAL, HAS_WEIGHT,
+                program, x_ptr, residual_ptr, w_ptr, rows, inner, x_outer, x_inner, r_outer, r_inner,
+                N=N, PADDED=HALVES * CHUNKS * SPAN, ROWS=ROWS, W_BYTES=W_BYTES, INNER=INNER, WHOLE=WHOLE,
+                HAS_RESIDUAL=HAS_RESIDUAL, HAS_WEIGHT=HAS_WEIGHT,
             )  # fmt: skip
         gdc_wait()
         if (programs > EARLY) & (programs <= LATER):
@@ -190,27 +192,27 @@ def _tile(
     s_at = row_offsets(row, INNER, inner, s_outer, s_inner) + col
     if HAS_RESIDUAL:
         x += upcast(read(r_from, r_at, mask, rows, VEC, X_BYTES, ALIGNED, KEEP), INTERPRET)
-        if R > 1:  # sooner than below: two rows, their sums and weights are too much for the registers
+        if ROWS > 1:  # sooner than below: two rows, their sums and weights are too much for the registers
             tl.store(addresses(sum_ptr, s_at, VEC, X_BYTES, True), round_to(x, X_DTYPE, INTERPRET), mask=mask)
     w = x  # never read without a weight
     if HAS_WEIGHT and not LATE:  # here, so that it arrives while the rows are reduced
         w = tl.load(
             addresses(w_ptr, col, VEC, W_BYTES, ALIGNED), mask=inside(col, row, rows, N, 1, VEC), other=0.0
         )
-    if HAS_RESIDUAL and R == 1:
+    if HAS_RESIDUAL and ROWS == 1:
         tl.store(addresses(sum_ptr, s_at, VEC, X_BYTES, True), round_to(x, X_DTYPE, INTERPRET), mask=mask)
     if PDL:  # noqa: SIM102  (decided when compiling; the next is not)
         if programs > LATER:
             gdc_launch_dependents()
     if CANONICAL:
-        total = row_sums(thread_sums(x * x, H, Q), R, W)
+        total = row_sums(thread_sums(x * x, HALVES, PIECE), ROWS, WARPS)
     else:
-        total = plain_sum(x * x, R)
+        total = plain_sum(x * x, ROWS)
     if HAS_WEIGHT and LATE:
         w = tl.load(
             addresses(w_ptr, col, VEC, W_BYTES, ALIGNED), mask=inside(col, row, rows, N, 1, VEC), other=0.0
         )
-    y = _weigh(x * over_rows(_rstd(total, epsilon, N, CANONICAL), T), w, X_DTYPE, HAS_WEIGHT, INTERPRET)
+    y = _weigh(x * over_rows(_rstd(total, epsilon, N, CANONICAL), SPAN), w, X_DTYPE, HAS_WEIGHT, INTERPRET)
     y_row = row_offsets(row, INNER, inner, y_outer, y_inner)
     tl.store(addresses(y_ptr, y_row + col, VEC, X_BYTES, True), y, mask=mask)
 
@@ -219,18 +221,20 @@ def _tile(
 def rms_tile(
     x_ptr, residual_ptr, w_ptr, y_ptr, sum_ptr, rows, inner,
     x_outer, x_inner, r_outer, r_inner, y_outer, y_inner, s_outer, s_inner, epsilon,
-    N: tl.constexpr, C: tl.constexpr, R: tl.constexpr, W: tl.constexpr, T: tl.constexpr, H: tl.constexpr,
-    Q: tl.constexpr, VEC: tl.constexpr, X_BYTES: tl.constexpr, W_BYTES: tl.constexpr, ALIGNED: tl.constexpr,
-    LATE: tl.constexpr, INNER: tl.constexpr, EARLY: tl.constexpr, LATER: tl.constexpr, WHOLE: tl.constexpr,
-    PIN: tl.constexpr, KEEP: tl.constexpr, HAS_RESIDUAL: tl.constexpr, HAS_WEIGHT: tl.constexpr,
-    CANONICAL: tl.constexpr, PDL: tl.constexpr, INTERPRET: tl.constexpr,
+    N: tl.constexpr, CHUNKS: tl.constexpr, ROWS: tl.constexpr, WARPS: tl.constexpr, SPAN: tl.constexpr,
+    HALVES: tl.constexpr, PIECE: tl.constexpr, VEC: tl.constexpr, X_BYTES: tl.constexpr, W_BYTES: tl.constexpr,
+    ALIGNED: tl.constexpr, LATE: tl.constexpr, INNER: tl.constexpr, EARLY: tl.constexpr, LATER: tl.constexpr,
+    WHOLE: tl.constexpr, PIN: tl.constexpr, KEEP: tl.constexpr, HAS_RESIDUAL: tl.constexpr,
+    HAS_WEIGHT: tl.constexpr, CANONICAL: tl.constexpr, PDL: tl.constexpr, INTERPRET: tl.constexpr,
 ):  # fmt: skip
-    """Whole rows of one tensor, ``R`` a program."""
+    """Whole rows of one tensor, ``ROWS`` a program."""
     _tile(
         tl.program_id(0), x_ptr, residual_ptr, w_ptr, y_ptr, sum_ptr, rows, inner,
         x_outer, x_inner, r_outer, r_inner, y_outer, y_inner, s_outer, s_inner, epsilon,
-        N, C, R, W, T, H, Q, VEC, X_BYTES, W_BYTES, ALIGNED, LATE, INNER, EARLY, LATER, WHOLE, PIN, KEEP,
-        HAS_RESIDUAL, HAS_WEIGHT, CANONICAL, PDL, INTERPRET,
+        N=N, CHUNKS=CHUNKS, ROWS=ROWS, WARPS=WARPS, SPAN=SPAN, HALVES=HALVES, PIECE=PIECE, VEC=VEC,
+        X_BYTES=X_BYTES, W_BYTES=W_BYTES, ALIGNED=ALIGNED, LATE=LATE, INNER=INNER, EARLY=EARLY, LATER=LATER,
+        WHOLE=WHOLE, PIN=PIN, KEEP=KEEP, HAS_RESIDUAL=HAS_RESIDUAL, HAS_WEIGHT=HAS_WEIGHT, CANONICAL=CANONICAL,
+        PDL=PDL, INTERPRET=INTERPRET,
     )  # fmt: skip
 
 
@@ -238,25 +242,29 @@ def rms_tile(
 def rms_pair(
     x_ptr, w_ptr, y_ptr, x2_ptr, w2_ptr, y2_ptr, rows, rows2, inner, inner2,
     x_outer, x_inner, x2_outer, x2_inner, epsilon,
-    N: tl.constexpr, C: tl.constexpr, R: tl.constexpr, W: tl.constexpr, T: tl.constexpr, H: tl.constexpr,
-    Q: tl.constexpr, VEC: tl.constexpr, X_BYTES: tl.constexpr, W_BYTES: tl.constexpr, EARLY: tl.constexpr,
-    LATER: tl.constexpr, CANONICAL: tl.constexpr, PDL: tl.constexpr, INTERPRET: tl.constexpr,
+    N: tl.constexpr, CHUNKS: tl.constexpr, ROWS: tl.constexpr, WARPS: tl.constexpr, SPAN: tl.constexpr,
+    HALVES: tl.constexpr, PIECE: tl.constexpr, VEC: tl.constexpr, X_BYTES: tl.constexpr, W_BYTES: tl.constexpr,
+    EARLY: tl.constexpr, LATER: tl.constexpr, CANONICAL: tl.constexpr, PDL: tl.constexpr,
+    INTERPRET: tl.constexpr,
 ):  # fmt: skip
     """Whole rows of two tensors with a weight each: the programs behind those of the first take the second.
 
     Every tensor keeps the promise of alignment, rows have two strides, and results lie one row after the other.
     """
     program = tl.program_id(0)
-    first = (rows + R - 1) // R
+    first = (rows + ROWS - 1) // ROWS
     if program >= first:
         program -= first
         x_ptr, w_ptr, y_ptr = x2_ptr, w2_ptr, y2_ptr
         rows, inner, x_outer, x_inner = rows2, inner2, x2_outer, x2_inner
     _tile(
-        program, x_ptr, x_ptr, w_ptr, y_ptr, x_ptr, rows, inner,
-        x_outer, x_inner, 0, 0, inner.to(tl.int64) * N, N, 0, 0, epsilon,
-        N, C, R, W, T, H, Q, VEC, X_BYTES, W_BYTES, True, False, True, EARLY, LATER, False, False, False, False,
-        True, CANONICAL, PDL, INTERPRET,
+        program, x_ptr=x_ptr, residual_ptr=x_ptr, w_ptr=w_ptr, y_ptr=y_ptr, sum_ptr=x_ptr, rows=rows, inner=inner,
+        x_outer=x_outer, x_inner=x_inner, r_outer=0, r_inner=0, y_outer=inner.to(tl.int64) * N, y_inner=N,
+        s_outer=0, s_inner=0, epsilon=epsilon,
+        N=N, CHUNKS=CHUNKS, ROWS=ROWS, WARPS=WARPS, SPAN=SPAN, HALVES=HALVES, PIECE=PIECE, VEC=VEC,
+        X_BYTES=X_BYTES, W_BYTES=W_BYTES, ALIGNED=True, LATE=False, INNER=True, EARLY=EARLY, LATER=LATER,
+        WHOLE=False, PIN=False, KEEP=False, HAS_RESIDUAL=False, HAS_WEIGHT=True, CANONICAL=CANONICAL,
+        PDL=PDL, INTERPRET=INTERPRET,
     )  # fmt: skip
 
 
@@ -274,17 +282,18 @@ def _block(x_ptr, residual_ptr, x_row, r_row, col, mask, rows, VEC: tl.constexpr
 def rms_two_pass(
     x_ptr, residual_ptr, w_ptr, y_ptr, sum_ptr, rows, inner,
     x_outer, x_inner, r_outer, r_inner, y_outer, y_inner, s_outer, s_inner, epsilon,
-    N: tl.constexpr, D: tl.constexpr, B: tl.constexpr, C: tl.constexpr, W: tl.constexpr, T: tl.constexpr,
-    H: tl.constexpr, Q: tl.constexpr, DB: tl.constexpr, DC: tl.constexpr, DT: tl.constexpr, DH: tl.constexpr,
-    DQ: tl.constexpr, VEC: tl.constexpr, X_BYTES: tl.constexpr, W_BYTES: tl.constexpr, ALIGNED: tl.constexpr,
-    INNER: tl.constexpr, HAS_RESIDUAL: tl.constexpr, HAS_WEIGHT: tl.constexpr, CANONICAL: tl.constexpr,
-    PDL: tl.constexpr, INTERPRET: tl.constexpr,
+    N: tl.constexpr, D: tl.constexpr, BLOCKS: tl.constexpr, CHUNKS: tl.constexpr, WARPS: tl.constexpr,
+    SPAN: tl.constexpr, HALVES: tl.constexpr, PIECE: tl.constexpr, OUT_BLOCKS: tl.constexpr,
+    OUT_CHUNKS: tl.constexpr, OUT_SPAN: tl.constexpr, OUT_HALVES: tl.constexpr, OUT_PIECE: tl.constexpr,
+    VEC: tl.constexpr, X_BYTES: tl.constexpr, W_BYTES: tl.constexpr, ALIGNED: tl.constexpr, INNER: tl.constexpr,
+    HAS_RESIDUAL: tl.constexpr, HAS_WEIGHT: tl.constexpr, CANONICAL: tl.constexpr, PDL: tl.constexpr,
+    INTERPRET: tl.constexpr,
 ):  # fmt: skip
-    """Normalise one row of ``D`` elements by its first ``N``: reduce ``B`` blocks, then read the row again.
+    """Normalise a row of ``D`` elements by its first ``N``: reduce ``BLOCKS`` blocks, then read the row again.
 
-    For rows that do not fit the registers, and for ``variance_size``, where the blocks of the reduction (``C, T, H,
-    Q``) are those of ``N`` and the blocks of the product (``DC, DT, DH, DQ``) those of ``D``. Nothing is written
-    before the row is reduced, so the outputs may be the inputs.
+    For rows that do not fit the registers, and for ``variance_size``. The blocks of the reduction (``CHUNKS``,
+    ``SPAN``, ``HALVES``, ``PIECE``) are those of ``N`` elements, the blocks of the product (``OUT_...``) those of
+    ``D``. Nothing is written before the row is reduced, so the outputs may be the inputs.
     """
     X_DTYPE: tl.constexpr = x_ptr.dtype.element_ty
     row = tl.program_id(0) + tl.zeros((1, 1), tl.int32)
@@ -292,7 +301,7 @@ def rms_two_pass(
     r_row = row_offsets(row, INNER, inner, r_outer, r_inner)
     if PDL:
         gdc_wait()
-    col = columns(C, H, 1, T, Q)
+    col = columns(CHUNKS, HALVES, 1, SPAN, PIECE)
     x = _block(
         x_ptr,
         residual_ptr,
@@ -307,9 +316,9 @@ def rms_two_pass(
         HAS_RESIDUAL,
         INTERPRET,
     )
-    part = thread_sums(x * x, H, Q)
-    for b in range(1, B):
-        at = col + b * (H * C * T)
+    part = thread_sums(x * x, HALVES, PIECE)
+    for b in range(1, BLOCKS):
+        at = col + b * (HALVES * CHUNKS * SPAN)
         x = _block(
             x_ptr,
             residual_ptr,
@@ -324,16 +333,18 @@ def rms_two_pass(
             HAS_RESIDUAL,
             INTERPRET,
         )
-        part = part + thread_sums(x * x, H, Q)
+        part = part + thread_sums(x * x, HALVES, PIECE)
     if CANONICAL:
-        total = row_sums(part, 1, W)
+        total = row_sums(part, 1, WARPS)
     else:
         total = tl.sum(tl.reshape(part, (1, part.shape[0])), 1)
     rstd = _rstd(total, epsilon, N, CANONICAL)
     y_row = row_offsets(row, INNER, inner, y_outer, y_inner)
     s_row = row_offsets(row, INNER, inner, s_outer, s_inner)
-    for d in range(DB):
-        to = columns(DC, DH, 1, DT, DQ) + d * (DH * DC * DT)
+    for d in range(OUT_BLOCKS):
+        to = columns(OUT_CHUNKS, OUT_HALVES, 1, OUT_SPAN, OUT_PIECE) + d * (
+            OUT_HALVES * OUT_CHUNKS * OUT_SPAN
+        )
         z = _block(
             x_ptr,
             residual_ptr,

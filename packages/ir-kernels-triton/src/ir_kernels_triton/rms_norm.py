@@ -11,101 +11,20 @@ The in-place forms write the normalised row into ``x`` and the sum into ``x_resi
 allocate both.
 """
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
-from ir_kernels_triton import compat
-from ir_kernels_triton.launch_config import (
-    COPY_MISALIGNED_FROM,
-    PDL,
-    TRITON_NAMES,
-    alignment,
-    rms_spec,
-    weight_alignment,
-)
-from ir_kernels_triton.launcher import Kernel, current_device
-from ir_kernels_triton.rows import (
-    MAX_ROWS,
-    Rows,
-    collapse,
-    common_alignment,
-    contiguous_rows,
-    is_plain,
-    parts,
-)
+from ir_kernels_triton.launcher import current_device
+from ir_kernels_triton.prepared_norm import PREPARED, NormKind, PreparedNorm, prepare
+from ir_kernels_triton.rows import MAX_ROWS, Rows, copied, readable, row_starts
+
+CANONICAL, FREE = True, False
+"""Which order the short way asks for: by position, since a keyword takes time at each call."""
 
 
-class _Family:
-    """The kernels of one row length, dtype pair, op and provider, on one device."""
-
-    __slots__ = (
-        "_kernels", "_make", "align", "copies", "empty", "itemsize", "low_bits", "quick", "quick_inner", "weight_align",
-    )  # fmt: skip
-
-    def __init__(
-        self,
-        d: int,
-        variance_size: int | None,
-        x: torch.dtype,
-        w: torch.dtype | None,
-        residual: bool,
-        canonical: bool,
-        device: torch.device,
-    ) -> None:
-        try:
-            x_name, w_name = TRITON_NAMES[str(x)], None if w is None else TRITON_NAMES[str(w)]
-        except KeyError as error:
-            raise TypeError(
-                f"the Triton norms take float16, bfloat16 and float32, not {error.args[0]}"
-            ) from None
-        n = d if variance_size is None else min(variance_size, d)
-        self.align = alignment(d, x_name)
-        self.weight_align = weight_alignment(d, x_name, w_name or x_name)
-        self.low_bits = max(self.align, self.weight_align) - 1
-        """Where these are 0 in all addresses, all are aligned."""
-        self.empty = compat.empty_strided(device)
-        self.copies = d != n or d > COPY_MISALIGNED_FROM
-        self._kernels: dict[tuple[bool, bool], Kernel] = {}
-        self.quick: Callable[[int, tuple[int | float, ...]], None] | None = None
-        self.quick_inner: Callable[[int, tuple[int | float, ...]], None] | None = None
-        self.itemsize = x.itemsize
-        self._make: Callable[[bool, bool], Kernel] = lambda aligned, inner: Kernel(
-            rms_spec(
-                d,
-                n,
-                x_name,
-                w_name,
-                aligned=aligned,
-                inner=inner,
-                residual=residual,
-                canonical=canonical,
-                pdl=PDL and device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0),
-            ),
-            device,
-        )
-
-    def kernel(self, aligned: bool, inner: bool) -> Kernel:
-        key = aligned, inner
-        kernel = self._kernels.get(key)
-        if kernel is None:
-            kernel = self._kernels[key] = self._make(aligned, inner)
-            if aligned and kernel.takes_pointers:
-                if inner:
-                    self.quick_inner = kernel.launch_here
-                else:
-                    self.quick = kernel.launch_here
-        return kernel
-
-
-_FAMILIES: dict[tuple[object, ...], _Family] = {}
-
-
-def _length(x: Tensor) -> int:
+def _has_rows(x: Tensor) -> None:
     if not x.dim():
         raise ValueError("x must have at least one dimension, it has none")
-    return x.shape[-1]
 
 
 def _row(weight: Tensor, x: Tensor) -> Tensor:
@@ -122,24 +41,12 @@ def _beside(name: str, tensor: Tensor, x: Tensor) -> None:
         raise ValueError(f"{name} must be on x's device {x.device}, it is on {tensor.device}")
 
 
-def _family(
+def _prepared(
     x: Tensor, residual: bool, weight: Tensor | None, variance_size: int | None, canonical: bool
-) -> _Family:
+) -> PreparedNorm:
     w_dtype = None if weight is None else weight.dtype
-    key = x.shape[-1], variance_size, x.dtype, w_dtype, residual, canonical, x.get_device()
-    family = _FAMILIES.get(key)
-    if family is None:
-        family = _FAMILIES[key] = _Family(*key[:-1], x.device)
-    return family
-
-
-def _unit(x: Tensor) -> Tensor:
-    """``x`` with a contiguous last dimension."""
-    return x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
-
-
-def _copy(x: Tensor) -> Tensor:
-    return x.clone(memory_format=torch.contiguous_format)
+    kind = NormKind(x.shape[-1], variance_size, x.dtype, w_dtype, residual, canonical, x.get_device())
+    return prepare(kind, x.device)
 
 
 def _fresh(x: Tensor) -> Tensor:
@@ -166,8 +73,8 @@ def _quick(
     d = shape[-1]
     w_dtype = None if weight is None else weight.dtype
     device = x.get_device()
-    family = _FAMILIES.get((d, variance_size, x.dtype, w_dtype, residual is not None, canonical, device))
-    if family is None or (device >= 0 and device != current_device()):  # a CPU must not wake CUDA
+    prepared = PREPARED.get((d, variance_size, x.dtype, w_dtype, residual is not None, canonical, device))
+    if prepared is None or (device >= 0 and device != current_device()):  # a CPU must not wake CUDA
         return None
     x_at = addresses = w_at = x.data_ptr()
     if weight is not None:
@@ -179,37 +86,35 @@ def _quick(
     if dims == 2:
         rows = shape[0]
         # The strides of a matrix, also where it has one row: see rows.is_plain.
-        if (launch := family.quick) is None or strides != (d, 1) or not 0 < rows <= MAX_ROWS:
+        if (launch := prepared.quick_matrix) is None or strides != (d, 1) or not 0 < rows <= MAX_ROWS:
             return None
         if residual is None:
-            if addresses & family.low_bits:
+            if addresses & prepared.alignment_mask:
                 return None
-            y = family.empty((rows, d), strides, x.dtype)
-            launch(rows, (x_at, x_at, w_at, y.data_ptr(), x_at, rows, 0, d, 0, 0, 0, d, 0, 0, 0, epsilon))
+            y = prepared.empty((rows, d), strides, x.dtype)
+            launch(-(-rows // prepared.rows_per_program), x_at, w_at, y.data_ptr(), rows, epsilon)  # QUICK_NORM
             return y
         r_at = residual.data_ptr()
         if (
-            (addresses | r_at) & family.low_bits
+            (addresses | r_at) & prepared.alignment_mask
             or residual.stride() != strides
             or residual.shape != shape
             or residual.get_device() != device
         ):
             return None
-        launch(rows, (x_at, r_at, w_at, x_at, r_at, rows, 0, d, 0, d, 0, d, 0, d, 0, epsilon))
+        launch(-(-rows // prepared.rows_per_program), x_at, r_at, w_at, rows, epsilon)  # QUICK_ADD
         return x
-    if dims == 3 and residual is None and (launch := family.quick_inner) is not None:
+    if dims == 3 and residual is None and (launch := prepared.quick_views) is not None:
         outer, step, one = strides
         heads = shape[1]
         rows = shape[0] * heads
-        addresses |= (outer | step) * family.itemsize
-        if one != 1 or not 0 < rows <= MAX_ROWS or addresses & family.low_bits:
+        addresses |= (outer | step) * prepared.itemsize
+        if one != 1 or not 0 < rows <= MAX_ROWS or addresses & prepared.alignment_mask:
             return None
         y_outer = heads * d
-        y = family.empty((shape[0], heads, d), (y_outer, d, 1), x.dtype)
-        launch(
-            rows,
-            (x_at, x_at, w_at, y.data_ptr(), x_at, rows, heads, outer, step, 0, 0, y_outer, d, 0, 0, epsilon),
-        )
+        y = prepared.empty((shape[0], heads, d), (y_outer, d, 1), x.dtype)
+        programs = -(-rows // prepared.rows_per_program)
+        launch(programs, x_at, w_at, y.data_ptr(), rows, heads, outer, step, y_outer, epsilon)  # QUICK_VIEWS
         return y
     return None
 
@@ -220,28 +125,17 @@ def _norm(
     y = _fresh(x)
     if x.numel() == 0:
         return y
-    d = _length(x)
+    _has_rows(x)
     weight = None if weight is None else _row(weight, x)
-    rows: Rows | None = None
-    if not is_plain(x):
-        x = _unit(x)
-        rows = collapse(x, y)
-        if rows is None:
-            x = _copy(x)
-    if rows is None:
-        rows = contiguous_rows(x.numel() // d, (d, d), x.dim())
-    family = _family(x, False, weight, variance_size, canonical)
-    aligned = common_alignment(x.data_ptr(), rows, x.itemsize) % family.align == 0 and (
-        weight is None or weight.data_ptr() % family.weight_align == 0
+    rows, (x,) = readable((x,), (y,))
+    prepared = _prepared(x, False, weight, variance_size, canonical)
+    aligned = row_starts(x.data_ptr(), rows, x.itemsize) % prepared.alignment == 0 and (
+        weight is None or weight.data_ptr() % prepared.weight_alignment == 0
     )
-    if not aligned and family.copies:
-        return _norm(_copy(x), None if weight is None else _copy(weight), epsilon, variance_size, canonical)
-    kernel = family.kernel(aligned, rows.inner > 0)
-    given = x, y
-    for part, (a, b) in ((rows, given),) if rows.number <= MAX_ROWS else parts(rows, given):
-        (a_outer, b_outer), (a_step, b_step) = part.outer, part.step
-        strides = (a_outer, a_step, 0, 0, b_outer, b_step, 0, 0)
-        kernel((a, a, a if weight is None else weight, b, a), part.number, (part.inner, *strides, epsilon))
+    if not aligned and prepared.copies_misaligned:
+        return _norm(copied(x), None if weight is None else copied(weight), epsilon, variance_size, canonical)
+    launch = prepared.launch(aligned, rows.inner > 0)
+    launch(rows, (x, y), (x if weight is None else weight,), epsilon)
     return y
 
 
@@ -251,6 +145,7 @@ def _add_norm(
     weight: Tensor | None,
     epsilon: float,
     variance_size: int | None,
+    *,
     canonical: bool,
     inplace: bool,
 ) -> tuple[Tensor, Tensor]:
@@ -259,34 +154,25 @@ def _add_norm(
     _beside("x_residual", residual, x)
     if x.numel() == 0:
         return (x, residual) if inplace else (_fresh(x), _fresh(x))
-    d = _length(x)
+    _has_rows(x)
     weight = None if weight is None else _row(weight, x)
-    family = _family(x, True, weight, variance_size, canonical)
-    a, b = x, residual
     y, total = (x, residual) if inplace else (_fresh(x), _fresh(x))
-    rows: Rows | None = None
-    if not (is_plain(x) and is_plain(residual)):
-        a, b = _unit(x), _unit(residual)
-        rows = collapse(a, b, y, total)
-        if rows is None:
-            a, b = _copy(x), _copy(residual)
-    if rows is None:
-        rows = contiguous_rows(x.numel() // d, (d, d, d, d), x.dim())
-    aligned = common_alignment(a.data_ptr() | b.data_ptr(), rows, x.itemsize) % family.align == 0
+    rows, (a, b) = readable((x, residual), (y, total))
+    prepared = _prepared(x, True, weight, variance_size, canonical)
+    aligned = row_starts(a.data_ptr() | b.data_ptr(), rows, x.itemsize) % prepared.alignment == 0
     if inplace and (not aligned or a is not x or b is not residual or _overlaps(rows)):
         # Results are written with aligned 16-byte stores, row by row: what cannot take them gets a copy.
-        y, total = _add_norm(x, residual, weight, epsilon, variance_size, canonical, False)
+        y, total = _add_norm(x, residual, weight, epsilon, variance_size, canonical=canonical, inplace=False)
         return x.copy_(y), residual.copy_(total)
-    aligned = aligned and (weight is None or weight.data_ptr() % family.weight_align == 0)
-    if not aligned and family.copies:
-        w = None if weight is None else _copy(weight)
-        y, total = _add_norm(_copy(x), _copy(residual), w, epsilon, variance_size, canonical, False)
+    aligned = aligned and (weight is None or weight.data_ptr() % prepared.weight_alignment == 0)
+    if not aligned and prepared.copies_misaligned:
+        w = None if weight is None else copied(weight)
+        y, total = _add_norm(
+            copied(x), copied(residual), w, epsilon, variance_size, canonical=canonical, inplace=False
+        )
         return (x.copy_(y), residual.copy_(total)) if inplace else (y, total)
-    kernel = family.kernel(aligned, rows.inner > 0)
-    given = a, b, y, total
-    for part, (p, q, r, s) in ((rows, given),) if rows.number <= MAX_ROWS else parts(rows, given):
-        strides = [stride for pair in zip(part.outer, part.step, strict=True) for stride in pair]
-        kernel((p, q, p if weight is None else weight, r, s), part.number, (part.inner, *strides, epsilon))
+    launch = prepared.launch(aligned, rows.inner > 0)
+    launch(rows, (a, b, y, total), (a if weight is None else weight,), epsilon)
     return y, total
 
 
@@ -299,43 +185,43 @@ def rms_norm_batch_invariant(
     x: Tensor, weight: Tensor | None, epsilon: float, variance_size: int | None = None
 ) -> Tensor:
     """``rms_norm`` in the canonical order."""
-    y = _quick(x, None, weight, epsilon, variance_size, True)
-    return _norm(x, weight, epsilon, variance_size, True) if y is None else y
+    y = _quick(x, None, weight, epsilon, variance_size, CANONICAL)
+    return _norm(x, weight, epsilon, variance_size, canonical=True) if y is None else y
 
 
 def rms_norm(x: Tensor, weight: Tensor | None, epsilon: float, variance_size: int | None = None) -> Tensor:
     """``rms_norm`` in the order that the compiler chooses."""
-    y = _quick(x, None, weight, epsilon, variance_size, False)
-    return _norm(x, weight, epsilon, variance_size, False) if y is None else y
+    y = _quick(x, None, weight, epsilon, variance_size, FREE)
+    return _norm(x, weight, epsilon, variance_size, canonical=False) if y is None else y
 
 
 def fused_add_rms_norm_batch_invariant(
     x: Tensor, x_residual: Tensor, weight: Tensor | None, epsilon: float, variance_size: int | None = None
 ) -> tuple[Tensor, Tensor]:
     """``fused_add_rms_norm`` in the canonical order, in place."""
-    if _quick(x, x_residual, weight, epsilon, variance_size, True) is not None:
+    if _quick(x, x_residual, weight, epsilon, variance_size, CANONICAL) is not None:
         return x, x_residual
-    return _add_norm(x, x_residual, weight, epsilon, variance_size, True, True)
+    return _add_norm(x, x_residual, weight, epsilon, variance_size, canonical=True, inplace=True)
 
 
 def fused_add_rms_norm(
     x: Tensor, x_residual: Tensor, weight: Tensor | None, epsilon: float, variance_size: int | None = None
 ) -> tuple[Tensor, Tensor]:
     """``fused_add_rms_norm`` in the order that the compiler chooses, in place."""
-    if _quick(x, x_residual, weight, epsilon, variance_size, False) is not None:
+    if _quick(x, x_residual, weight, epsilon, variance_size, FREE) is not None:
         return x, x_residual
-    return _add_norm(x, x_residual, weight, epsilon, variance_size, False, True)
+    return _add_norm(x, x_residual, weight, epsilon, variance_size, canonical=False, inplace=True)
 
 
 def fused_add_rms_norm_batch_invariant_functional(
     x: Tensor, x_residual: Tensor, weight: Tensor | None, epsilon: float, variance_size: int | None = None
 ) -> tuple[Tensor, Tensor]:
     """``fused_add_rms_norm`` in the canonical order; the inputs stay."""
-    return _add_norm(x, x_residual, weight, epsilon, variance_size, True, False)
+    return _add_norm(x, x_residual, weight, epsilon, variance_size, canonical=True, inplace=False)
 
 
 def fused_add_rms_norm_functional(
     x: Tensor, x_residual: Tensor, weight: Tensor | None, epsilon: float, variance_size: int | None = None
 ) -> tuple[Tensor, Tensor]:
     """``fused_add_rms_norm`` in the order that the compiler chooses; the inputs stay."""
-    return _add_norm(x, x_residual, weight, epsilon, variance_size, False, False)
+    return _add_norm(x, x_residual, weight, epsilon, variance_size, canonical=False, inplace=False)

@@ -7,37 +7,36 @@ row is computed by the same function, laid out in the same way.
 """
 
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ir_kernels_triton.launch_config import (
-    PDL,
-    SHORT_ROW,
-    TRITON_NAMES,
-    alignment,
-    pair_spec,
-    weight_alignment,
-)
-from ir_kernels_triton.launcher import Kernel
+from ir_kernels_triton.arguments import Launch
+from ir_kernels_triton.kernel_spec import TRITON_NAMES, alignment, weight_alignment
+from ir_kernels_triton.launch_config import DEPENDENT_LAUNCH, SHORT_ROW, pair_spec
+from ir_kernels_triton.launcher import Kernel, dependent_launch
 from ir_kernels_triton.rms_norm import rms_norm, rms_norm_batch_invariant
-from ir_kernels_triton.rows import MAX_ROWS, Rows, collapse, common_alignment, contiguous_rows, is_plain
+from ir_kernels_triton.rows import MAX_ROWS, Rows, in_place, row_starts
 
-_KERNELS: dict[tuple[object, ...], tuple[Kernel, int]] = {}
-"""Kernels, and the rows of one of their programs."""
+_GIVEN = (
+    *("x_ptr", "w_ptr", "y_ptr", "x2_ptr", "w2_ptr", "y2_ptr"),
+    *("rows", "inner", "x_outer", "x_inner"),
+    *("rows2", "inner2", "x2_outer", "x2_inner"),
+    "epsilon",
+)
+"""The kernel's arguments as a call gives them: tensors, the rows of the first call, those of the second, epsilon."""
 
 
-def _kernel(x: Tensor, weight: Tensor, canonical: bool) -> tuple[Kernel, int]:
-    key = x.shape[-1], x.dtype, weight.dtype, canonical, x.get_device()
-    found = _KERNELS.get(key)
-    if found is None:
-        device = x.device
-        pdl = PDL and device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)
-        names = TRITON_NAMES[str(x.dtype)], TRITON_NAMES[str(weight.dtype)]
-        spec = pair_spec(x.shape[-1], *names, canonical=canonical, pdl=pdl)
-        found = _KERNELS[key] = Kernel(spec, device), spec.rows
-    return found
+@cache
+def _prepared(
+    d: int, x: torch.dtype, weight: torch.dtype, canonical: bool, device: torch.device
+) -> tuple[Kernel, Launch]:
+    pdl = DEPENDENT_LAUNCH and dependent_launch(device)
+    names = TRITON_NAMES[str(x)], TRITON_NAMES[str(weight)]
+    kernel = Kernel(pair_spec(d, *names, canonical=canonical, pdl=pdl), device)
+    return kernel, kernel.prepare(_GIVEN, {})
 
 
 def _rows(x: Tensor, weight: Tensor) -> Rows | None:
@@ -54,19 +53,17 @@ def _rows(x: Tensor, weight: Tensor) -> Rows | None:
         or weight.device != x.device
     ):
         return None
-    rows = contiguous_rows(x.numel() // d, (d,), x.dim()) if is_plain(x) else None
-    if rows is None:
-        rows = collapse(x) if x.stride(-1) == 1 else None
+    rows = in_place((x,))
     if (
         rows is None
-        or common_alignment(x.data_ptr(), rows, x.itemsize) % alignment(d, name)
+        or row_starts(x.data_ptr(), rows, x.itemsize) % alignment(d, name)
         or weight.data_ptr() % weight_alignment(d, name, w_name)
     ):
         return None
     return rows if rows.inner else rows._replace(inner=1)
 
 
-def _pair(first: Sequence[Any], second: Sequence[Any], canonical: bool) -> tuple[Tensor, Tensor] | None:
+def _pair(first: Sequence[Any], second: Sequence[Any], *, canonical: bool) -> tuple[Tensor, Tensor] | None:
     """Both calls in one launch; None, and nothing has happened, if that is not possible."""
     (x, w, epsilon, size), (x2, w2, epsilon2, size2) = first, second
     if (
@@ -82,30 +79,26 @@ def _pair(first: Sequence[Any], second: Sequence[Any], canonical: bool) -> tuple
     rows, rows2 = _rows(x, w), _rows(x2, w2)
     if rows is None or rows2 is None:
         return None
-    kernel, step = _kernel(x, w, canonical)
-    programs = -(-rows.number // step) - (-rows2.number // step)
-    if programs * step > MAX_ROWS:
+    kernel, launch = _prepared(x.shape[-1], x.dtype, w.dtype, canonical, x.device)
+    programs = kernel.spec.programs(rows.number) + kernel.spec.programs(rows2.number)
+    if programs * kernel.spec.rows_per_program > MAX_ROWS:
         return None
     y, y2 = (torch.empty(t.shape, dtype=t.dtype, device=t.device) for t in (x, x2))
-    scalars = (
-        rows2.number,
-        rows.inner,
-        rows2.inner,
-        rows.outer[0],
-        rows.step[0],
-        rows2.outer[0],
-        rows2.step[0],
-    )
-    kernel.over(programs, (x, w, y, x2, w2, y2), (rows.number, *scalars, epsilon))
+    tensors = map(kernel.pointer, (x, w, y, x2, w2, y2))
+    launch(programs, *tensors, *_numbers(rows), *_numbers(rows2), epsilon)
     return y, y2
+
+
+def _numbers(rows: Rows) -> tuple[int, int, int, int]:
+    return rows.number, rows.inner, rows.outer[0], rows.step[0]
 
 
 def rms_norm_batch_invariant_pair(first: Sequence[Any], second: Sequence[Any]) -> tuple[Tensor, Tensor]:
     """Two calls of ``rms_norm`` in the canonical order, each given as ``(x, weight, epsilon, variance_size)``."""
-    found = _pair(first, second, True)
+    found = _pair(first, second, canonical=True)
     return found or (rms_norm_batch_invariant(*first), rms_norm_batch_invariant(*second))
 
 
 def rms_norm_pair(first: Sequence[Any], second: Sequence[Any]) -> tuple[Tensor, Tensor]:
     """Two calls of ``rms_norm`` in the order that the compiler chooses."""
-    return _pair(first, second, False) or (rms_norm(*first), rms_norm(*second))
+    return _pair(first, second, canonical=False) or (rms_norm(*first), rms_norm(*second))

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Final, NamedTuple
 
+import torch
 from torch import Tensor
 
 
@@ -29,9 +30,10 @@ def contiguous_rows(count: int, lengths: tuple[int, ...], dims: int) -> Rows:
 
 
 def is_plain(x: Tensor) -> bool:
-    """Whether ``x`` is contiguous by its first stride too, and not only because there is one row.
+    """Whether ``x`` is contiguous, and its first stride says so even if it has one row only.
 
-    Or the alignment of one row of a strided tensor would be judged by another stride than that of two.
+    torch calls one row of a strided tensor contiguous. Here it counts as strided, as two rows of that tensor do, so
+    that the number of rows does not decide which stride the alignment is judged by.
     """
     return x.is_contiguous() and (x.dim() < 2 or x.stride(0) * x.shape[0] == x.numel())
 
@@ -40,7 +42,7 @@ def collapse(*tensors: Tensor) -> Rows | None:
     """Join the leading dimensions of tensors of one shape into two strides; None if that takes three or more.
 
     A q or k view ``[tokens, heads, 128]`` of a qkv tensor has two strides and needs no copy. Dimensions of length 1
-    count as any other, unless two strides would not do then.
+    count as any other, unless that takes a third stride.
     """
     first = tensors[0]
     leading = range(first.dim() - 2, -1, -1)  # from the innermost
@@ -73,10 +75,48 @@ def _join(dims: Iterable[int], tensors: tuple[Tensor, ...]) -> tuple[list[int], 
     return sizes, strides
 
 
-def common_alignment(addresses: int, rows: Rows, itemsize: int) -> int:
-    """A number whose multiples of powers of two are those of every row's start, given or-ed start addresses.
+def in_place(read: tuple[Tensor, ...], written: tuple[Tensor, ...] = ()) -> Rows | None:
+    """The rows of tensors where they lie.
 
-    All strides go in, also those of tensors that ``addresses`` leaves out.
+    All have the same leading dimensions; those that are ``written`` are contiguous, or among those that are ``read``.
+    None if two strides do not describe the rows, or if the elements of a row are not neighbours.
+    """
+    first, tensors = read[0], read + written
+    for tensor in read:
+        if not is_plain(tensor):
+            break
+    else:
+        lengths = tuple([tensor.shape[-1] for tensor in tensors])
+        return contiguous_rows(first.numel() // lengths[0], lengths, first.dim())
+    if any(tensor.stride(-1) != 1 and tensor.shape[-1] != 1 for tensor in read):
+        return None
+    return collapse(*tensors)
+
+
+def copied(x: Tensor) -> Tensor:
+    """A contiguous copy, whose start the allocator aligns."""
+    return x.clone(memory_format=torch.contiguous_format)
+
+
+def readable(read: tuple[Tensor, ...], written: tuple[Tensor, ...]) -> tuple[Rows, tuple[Tensor, ...]]:
+    """The rows of tensors, and the tensors to read: copies of those that cannot be read where they lie."""
+    rows = in_place(read, written)
+    if rows is None:
+        neighbours = tuple(t if t.stride(-1) == 1 or t.shape[-1] == 1 else t.contiguous() for t in read)
+        rows = collapse(*neighbours, *written)
+        read = neighbours
+    if rows is None:
+        read = tuple(map(copied, read))
+        rows = in_place(read, written)
+        assert rows is not None  # what is contiguous has one stride
+    return rows, read
+
+
+def row_starts(addresses: int, rows: Rows, itemsize: int) -> int:
+    """The bitwise or of start addresses and of all strides in bytes.
+
+    A power of two divides it exactly when it divides the address of every row. ``addresses`` is the bitwise or of the
+    addresses of the first rows; the strides of all tensors count, also of those whose address is left out.
     """
     for stride in rows.outer:
         addresses |= stride * itemsize

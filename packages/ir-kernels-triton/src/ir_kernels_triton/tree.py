@@ -1,9 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Device functions shared by the kernels: the canonical fold, exact roots, and casts that the interpreter gets right.
 
-A tile is ``[H * C, R * T]``. ``T = W * L * Q`` is one 16-byte load of each thread of the ``W`` warps of a row;
-``R`` rows belong to different warps (or half warps); ``C`` are the chunks: further loads of the same threads. ``H = 2``
-cuts the canonical vector of 8 into two loads of ``Q = 4`` float32, so that one thread still owns the whole vector.
+A tile is ``[HALVES * CHUNKS, ROWS * SPAN]``, with these constants:
+
+- ``SPAN = WARPS * LANES * PIECE``: elements of a row that one 16-byte load of each thread of its warps covers.
+- ``ROWS``: rows of the tile; they belong to different warps, or to different parts of a warp.
+- ``CHUNKS``: loads of each thread, one ``SPAN`` after the other.
+- ``HALVES``: 2 where the canonical vector of 8 takes two loads of ``PIECE = 4`` float32, so that one thread still owns
+  the whole vector; else 1, and ``PIECE`` is the vector.
+
 The compiler lays tiles out in just that way: a fold over a vector or the chunks stays inside a thread, a fold over the
 lanes is one shuffle a step, and the fold over the warps passes each warp's sum through shared memory once.
 (With a third dimension for the rows, Triton 3.6 hands warps to the chunks first, and 3.7 to the rows.)
@@ -15,49 +20,58 @@ import triton.language as tl
 
 @triton.jit
 def fold(x):
-    """Add the upper half of axis 1 of ``[A, S, B]`` to its lower half until one is left: ``[A, B]``."""
-    A: tl.constexpr = x.shape[0]
-    S: tl.constexpr = x.shape[1]
-    B: tl.constexpr = x.shape[2]
-    if S == 1:
-        return tl.reshape(x, (A, B))
+    """Add the upper half of axis 1 of ``[GROUPS, SIZE, WIDTH]`` to its lower half until one is left.
+
+    The result is ``[GROUPS, WIDTH]``.
+    """
+    GROUPS: tl.constexpr = x.shape[0]
+    SIZE: tl.constexpr = x.shape[1]
+    WIDTH: tl.constexpr = x.shape[2]
+    if SIZE == 1:
+        return tl.reshape(x, (GROUPS, WIDTH))
     else:
-        return fold(tl.sum(tl.reshape(x, (A, 2, S // 2, B)), 1))
+        return fold(tl.sum(tl.reshape(x, (GROUPS, 2, SIZE // 2, WIDTH)), 1))
 
 
 @triton.jit
 def fold_split(x):
-    """The same fold over the last axis of ``[A, S]``, with both halves in one thread: ``[A]``.
+    """The same fold over the last axis of ``[GROUPS, SIZE]``, with both halves in one thread: ``[GROUPS]``.
 
-    ``tl.split`` makes the compiler bring all ``S`` values to each thread in one exchange; the additions then stay in
-    registers. One barrier, where a ``tl.sum`` over the warps has two and
-    steps of two over the warps have about ``3 log2(S)``.
+    ``tl.split`` makes the compiler bring all ``SIZE`` values to each thread in one exchange; the additions then stay in
+    registers. That takes one barrier, where a ``tl.sum`` over the warps takes two, and steps of two over the warps take
+    about ``3 log2(SIZE)``.
     """
-    A: tl.constexpr = x.shape[0]
-    S: tl.constexpr = x.shape[1]
-    if S == 1:
-        return tl.reshape(x, (A,))
+    GROUPS: tl.constexpr = x.shape[0]
+    SIZE: tl.constexpr = x.shape[1]
+    if SIZE == 1:
+        return tl.reshape(x, (GROUPS,))
     else:
-        low, high = tl.split(tl.permute(tl.reshape(x, (A, 2, S // 2)), (0, 2, 1)))
+        low, high = tl.split(tl.permute(tl.reshape(x, (GROUPS, 2, SIZE // 2)), (0, 2, 1)))
         return fold_split(low + high)
 
 
 @triton.jit
-def columns(C: tl.constexpr, H: tl.constexpr, R: tl.constexpr, T: tl.constexpr, Q: tl.constexpr):
-    """Index within a block of each element of a tile, ``[H * C, R * T]``."""
-    t = (tl.arange(0, R * T) % T)[None, :]
-    if H == 1:
-        return tl.arange(0, C)[:, None] * T + t
+def columns(
+    CHUNKS: tl.constexpr, HALVES: tl.constexpr, ROWS: tl.constexpr, SPAN: tl.constexpr, PIECE: tl.constexpr
+):
+    """Index within a block of each element of a tile, ``[HALVES * CHUNKS, ROWS * SPAN]``."""
+    t = (tl.arange(0, ROWS * SPAN) % SPAN)[None, :]
+    if HALVES == 1:
+        return tl.arange(0, CHUNKS)[:, None] * SPAN + t
     else:
-        chunk = tl.arange(0, H * C)[:, None]
-        return ((chunk % C) * (T // Q) + t // Q) * (H * Q) + (chunk // C) * Q + t % Q
+        chunk = tl.arange(0, HALVES * CHUNKS)[:, None]
+        return (
+            ((chunk % CHUNKS) * (SPAN // PIECE) + t // PIECE) * (HALVES * PIECE)
+            + (chunk // CHUNKS) * PIECE
+            + t % PIECE
+        )
 
 
 @triton.jit
-def inside(col, row, rows, N: tl.constexpr, R: tl.constexpr, VEC: tl.constexpr):
+def inside(col, row, rows, N: tl.constexpr, ROWS: tl.constexpr, VEC: tl.constexpr):
     """Which elements of a tile belong to a row; ``VEC`` neighbours are all in or all out."""
     mask = col < N
-    if R > 1:
+    if ROWS > 1:
         mask = mask & (row < rows)
     if VEC > 1 and mask.shape[1] >= VEC:  # the compiler loses sight of it in the arithmetic of ``columns``
         mask = tl.max_constancy(mask, [1, VEC])
@@ -65,38 +79,41 @@ def inside(col, row, rows, N: tl.constexpr, R: tl.constexpr, VEC: tl.constexpr):
 
 
 @triton.jit
-def over_rows(x, T: tl.constexpr):
-    """One value a row, ``[R]``, for each element of the row: ``[1, R * T]``."""
-    R: tl.constexpr = x.shape[0]
-    if R == 1:
+def over_rows(x, SPAN: tl.constexpr):
+    """One value a row, ``[ROWS]``, for each element of the row: ``[1, ROWS * SPAN]``."""
+    ROWS: tl.constexpr = x.shape[0]
+    if ROWS == 1:
         return x[None, :]
     else:
-        return tl.reshape(tl.broadcast_to(x[:, None], (R, T)), (1, R * T))
+        return tl.reshape(tl.broadcast_to(x[:, None], (ROWS, SPAN)), (1, ROWS * SPAN))
 
 
 @triton.jit
-def thread_sums(x, H: tl.constexpr, Q: tl.constexpr):
-    """Fold the vectors and then the chunks of a tile ``[H * C, R * T]``: ``[R * T // Q]``, one value a thread."""
-    C: tl.constexpr = x.shape[0] // H
+def thread_sums(x, HALVES: tl.constexpr, PIECE: tl.constexpr):
+    """Fold the vectors and then the chunks of a tile ``[HALVES * CHUNKS, ROWS * SPAN]``.
+
+    The result is ``[ROWS * SPAN // PIECE]``, one value for each thread.
+    """
+    CHUNKS: tl.constexpr = x.shape[0] // HALVES
     WIDTH: tl.constexpr = x.shape[1]
-    part = fold(tl.reshape(x, (1, H, C * WIDTH)))
-    part = fold(tl.reshape(part, (C * WIDTH // Q, Q, 1)))
-    part = fold(tl.reshape(part, (1, C, WIDTH // Q)))
-    return tl.reshape(part, (WIDTH // Q,))
+    part = fold(tl.reshape(x, (1, HALVES, CHUNKS * WIDTH)))
+    part = fold(tl.reshape(part, (CHUNKS * WIDTH // PIECE, PIECE, 1)))
+    part = fold(tl.reshape(part, (1, CHUNKS, WIDTH // PIECE)))
+    return tl.reshape(part, (WIDTH // PIECE,))
 
 
 @triton.jit
-def row_sums(part, R: tl.constexpr, W: tl.constexpr):
-    """Fold the lanes and then the warps of thread sums ``[R * W * L]``: ``[R]``."""
-    L: tl.constexpr = part.shape[0] // (R * W)
-    part = fold(tl.reshape(part, (R * W, L, 1)))
-    return fold_split(tl.reshape(part, (R, W)))
+def row_sums(part, ROWS: tl.constexpr, WARPS: tl.constexpr):
+    """Fold the lanes and then the warps of thread sums ``[ROWS * WARPS * LANES]``: ``[ROWS]``."""
+    LANES: tl.constexpr = part.shape[0] // (ROWS * WARPS)
+    part = fold(tl.reshape(part, (ROWS * WARPS, LANES, 1)))
+    return fold_split(tl.reshape(part, (ROWS, WARPS)))
 
 
 @triton.jit
-def plain_sum(x, R: tl.constexpr):
-    """Sum each row of a tile ``[H * C, R * T]`` in whatever order the compiler likes: ``[R]``."""
-    return tl.sum(tl.reshape(tl.sum(x, 0), (R, x.shape[1] // R)), 1)
+def plain_sum(x, ROWS: tl.constexpr):
+    """Sum each row of a tile ``[HALVES * CHUNKS, ROWS * SPAN]`` in the order that the compiler chooses: ``[ROWS]``."""
+    return tl.sum(tl.reshape(tl.sum(x, 0), (ROWS, x.shape[1] // ROWS)), 1)
 
 
 @triton.jit
@@ -141,7 +158,7 @@ def round_to(x, DTYPE: tl.constexpr, INTERPRET: tl.constexpr):
 
 @triton.jit
 def addresses(base, offset, VEC: tl.constexpr, BYTES: tl.constexpr, HINT: tl.constexpr):
-    """``base + offset`` for offsets ``[H * C, R * T]``, with a promise of alignment when ``HINT``.
+    """``base + offset`` for offsets ``[HALVES * CHUNKS, ROWS * SPAN]``, with a promise of alignment when ``HINT``.
 
     The promise: each ``VEC`` neighbours on the last axis start at a multiple of ``BYTES``. The kernels' arguments are
     never specialised, so this is all that the compiler knows of alignment. The host checks it for each tensor and
@@ -158,7 +175,9 @@ def addresses(base, offset, VEC: tl.constexpr, BYTES: tl.constexpr, HINT: tl.con
 def read(
     base, offset, mask, rows, VEC: tl.constexpr, BYTES: tl.constexpr, HINT: tl.constexpr, KEEP: tl.constexpr = False
 ):  # fmt: skip
-    """Load ``[H * C, R * T]``, zero where masked; ``KEEP``: these lines leave the L2 cache after all others.
+    """Load ``[HALVES * CHUNKS, ROWS * SPAN]``, zero where masked.
+
+    ``KEEP``: these lines leave the L2 cache after all others.
 
     Without the promise of alignment, a second load that makes it but never runs (``rows < 0``) keeps the layout of
     the tile what it is with the promise: all loads and stores of one shape vote on one layout.

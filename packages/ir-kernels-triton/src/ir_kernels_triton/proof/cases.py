@@ -13,11 +13,11 @@ from dataclasses import dataclass, replace
 from itertools import product
 from typing import Final
 
+from ir_kernels_triton.gelu_config import gelu_spec
+from ir_kernels_triton.kernel_spec import ITEMSIZE, KernelSpec
 from ir_kernels_triton.launch_config import (
-    COPY_MISALIGNED_FROM,
-    PDL,
-    KernelSpec,
-    gelu_spec,
+    COPY_MISALIGNED_ABOVE,
+    DEPENDENT_LAUNCH,
     pair_spec,
     rms_spec,
 )
@@ -57,8 +57,7 @@ def _rms(d: int, x: str, w: str | None, residual: bool, canonical: bool, aligned
         inner=inner,
         residual=residual,
         canonical=canonical,
-        pdl=PDL,
-        interpret=False,
+        pdl=DEPENDENT_LAUNCH,
     )
     op = "fused_add" if residual else "rms"
     size = f"{d}" if n is None else f"{d}[:{n}]"
@@ -70,25 +69,25 @@ def _rms(d: int, x: str, w: str | None, residual: bool, canonical: bool, aligned
 
 def _pair(d: int, x: str, w: str, canonical: bool) -> Case:
     """Two calls in one launch: to the row a variant of one call."""
-    spec = pair_spec(d, x, w, canonical=canonical, pdl=PDL, interpret=False)
+    spec = pair_spec(d, x, w, canonical=canonical, pdl=DEPENDENT_LAUNCH)
     group = f"rms {d} {x}*{w}" + ("" if canonical else " plain")
     return Case(group, "pair", spec, _vectors(spec, d, x, 2), canonical)
 
 
 def _gelu(d: int, x: str, tanh: bool, canonical: bool, inner: bool) -> Case:
-    spec = gelu_spec(d, x, inner=inner, tanh=tanh, canonical=canonical, interpret=False)
+    spec = gelu_spec(d, x, inner=inner, tanh=tanh, canonical=canonical)
     group = f"gelu {d} {x} {'tanh' if tanh else 'erf'}" + ("" if canonical else " plain")
     return Case(group, "two-strides" if inner else "", spec, _vectors(spec, d, x, 3), canonical)
 
 
 def _vectors(spec: KernelSpec, d: int, x: str, tensors: int) -> int:
     constants = dict(spec.constants)
-    size = 4 if x == "fp32" else 2
+    size = ITEMSIZE[x]
     if constants["VEC"] * size < 16:
         return 0
-    tile = constants["H"] * constants["C"] * constants.get("R", 1) * constants["T"]
-    if "DC" in constants:
-        tile = constants["DH"] * constants["DC"] * constants["DT"]
+    tile = constants["HALVES"] * constants["CHUNKS"] * constants.get("ROWS", 1) * constants["SPAN"]
+    if "OUT_CHUNKS" in constants:
+        tile = constants["OUT_HALVES"] * constants["OUT_CHUNKS"] * constants["OUT_SPAN"]
     if spec.kernel == "gelu_long":
         tile //= 2
     return int(tensors * max(tile * size // (16 * 32 * spec.num_warps), 1))
@@ -98,7 +97,7 @@ def cases(*, core: bool = False) -> Iterator[Case]:
     """All cases, or the everyday ``core`` of them, as for SM 9.0 and newer."""
     lengths = CORE if core else LENGTHS
     for d, residual, aligned, inner in product((*lengths, *LONG[: 1 if core else 2]), BOTH, BOTH, BOTH):
-        if aligned or d <= COPY_MISALIGNED_FROM:
+        if aligned or d <= COPY_MISALIGNED_ABOVE:
             yield _rms(d, "bf16", "bf16", residual, True, aligned, inner)
     for (x, w), d, residual, aligned in product(PAIRS, (4096,) if core else (128, 4096, 16384), BOTH, BOTH):
         yield _rms(d, x, w, residual, True, aligned, False)

@@ -14,7 +14,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 
 from ir_kernels_triton import compat
-from ir_kernels_triton.launch_config import KernelSpec
+from ir_kernels_triton.kernel_spec import KernelSpec
 
 
 @dataclass(frozen=True)
