@@ -63,7 +63,7 @@ spill."""
 DEPENDENT_LAUNCH: Final = True
 """Programmatic dependent launch where the device has it, from SM 9.0 on: the next kernel is set up while this one
 runs, and each kernel waits before its first access. On an H200 1x4096 takes 1.07 us instead of 1.92, 2048x4096 9.2
-instead of 10.5, and nothing is lost on large shapes. Part of that (0.2 at few rows) is touching the rows before the
+instead of 10.5, and nothing is lost on large shapes. Part of that (0.2 with few rows) is touching the rows before the
 wait (``rms_kernel.py``), by the first programs only: all programs of a launch asking for the same weight took 15 us
 for 2048x4096. A kernel behind ours that is launched so must wait too before it reads what the kernel ahead of ours
 wrote."""

@@ -97,7 +97,7 @@ def rms_hold(
     else:
         total = tl.sum(tl.reshape(part, (1, part.shape[0])), 1)
     rstd = _rstd(total, epsilon, N, CANONICAL)
-    # From here on the compiler must not know what it knew: it would keep float32 copies and addresses, and spill.
+    # From here on rows and addresses are hidden: the compiler would keep those from above, as float32, and spill.
     row = hidden(row, INTERPRET)
     x_row = x_ptr + row_offsets(row, INNER, inner, x_outer, x_inner)
     r_row = residual_ptr + row_offsets(row, INNER, inner, r_outer, r_inner)

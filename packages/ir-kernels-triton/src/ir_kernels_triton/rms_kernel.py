@@ -192,7 +192,7 @@ def _tile(
     s_at = row_offsets(row, INNER, inner, s_outer, s_inner) + col
     if HAS_RESIDUAL:
         x += upcast(read(r_from, r_at, mask, rows, VEC, X_BYTES, ALIGNED, KEEP), INTERPRET)
-        if ROWS > 1:  # sooner than below: two rows, their sums and weights are too much for the registers
+        if ROWS > 1:  # here, not below: the registers do not hold two rows, their sums and weights at once
             tl.store(addresses(sum_ptr, s_at, VEC, X_BYTES, True), round_to(x, X_DTYPE, INTERPRET), mask=mask)
     w = x  # never read without a weight
     if HAS_WEIGHT and not LATE:  # here, so that it arrives while the rows are reduced
@@ -201,7 +201,7 @@ def _tile(
         )
     if HAS_RESIDUAL and ROWS == 1:
         tl.store(addresses(sum_ptr, s_at, VEC, X_BYTES, True), round_to(x, X_DTYPE, INTERPRET), mask=mask)
-    if PDL:  # noqa: SIM102  (decided when compiling; the next is not)
+    if PDL:  # noqa: SIM102  (a constant; the next condition is not)
         if programs > LATER:
             gdc_launch_dependents()
     if CANONICAL:

@@ -50,7 +50,10 @@ def _prepared(
 
 
 def _fresh(x: Tensor) -> Tensor:
-    """A contiguous tensor for a result; the allocator aligns it, and its rows are a multiple of the promise long."""
+    """A contiguous tensor for a result.
+
+    It keeps the promise of alignment: the allocator aligns its start, and a row's length is a multiple of an access.
+    """
     return torch.empty(x.shape, dtype=x.dtype, device=x.device)
 
 
@@ -64,8 +67,8 @@ def _quick(
 ) -> Tensor | None:
     """The common calls with the least host work: aligned rows of a plain matrix, or of a q or k view ``[M, H, D]``.
 
-    Launches and returns the normalised rows (into ``x``, and the sum into the residual, when there is one); None, and
-    nothing has happened, if the call is another, or its kernel is not there yet.
+    Launches and returns the normalised rows; with a residual they are ``x``, and the sum is written into the residual.
+    Returns None without a launch for any other call, and for a call whose kernel has not been compiled yet.
     """
     shape = x.shape
     if not (dims := len(shape)):
@@ -74,7 +77,9 @@ def _quick(
     w_dtype = None if weight is None else weight.dtype
     device = x.get_device()
     prepared = PREPARED.get((d, variance_size, x.dtype, w_dtype, residual is not None, canonical, device))
-    if prepared is None or (device >= 0 and device != current_device()):  # a CPU must not wake CUDA
+    if prepared is None or (
+        device >= 0 and device != current_device()
+    ):  # asked of a GPU only: the question initialises CUDA
         return None
     x_at = addresses = w_at = x.data_ptr()
     if weight is not None:
@@ -92,7 +97,9 @@ def _quick(
             if addresses & prepared.alignment_mask:
                 return None
             y = prepared.empty((rows, d), strides, x.dtype)
-            launch(-(-rows // prepared.rows_per_program), x_at, w_at, y.data_ptr(), rows, epsilon)  # QUICK_NORM
+            launch(
+                -(-rows // prepared.rows_per_program), x_at, w_at, y.data_ptr(), rows, epsilon
+            )  # QUICK_NORM
             return y
         r_at = residual.data_ptr()
         if (

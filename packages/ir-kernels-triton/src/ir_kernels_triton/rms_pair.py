@@ -64,7 +64,7 @@ def _rows(x: Tensor, weight: Tensor) -> Rows | None:
 
 
 def _pair(first: Sequence[Any], second: Sequence[Any], *, canonical: bool) -> tuple[Tensor, Tensor] | None:
-    """Both calls in one launch; None, and nothing has happened, if that is not possible."""
+    """Both calls in one launch; None, without a launch, if one launch does not take them."""
     (x, w, epsilon, size), (x2, w2, epsilon2, size2) = first, second
     if (
         w is None

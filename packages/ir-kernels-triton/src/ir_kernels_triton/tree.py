@@ -222,7 +222,10 @@ def touch_bytes(pointer, BYTES: tl.constexpr):
 
 @triton.jit
 def hidden(x, INTERPRET: tl.constexpr):
-    """``x``, of which the compiler no longer knows where it came from, so that it keeps nothing else made of it."""
+    """``x``, behind an instruction that the compiler cannot see through.
+
+    It then cannot keep other values that were made of ``x`` in registers, and makes them again.
+    """
     if INTERPRET:
         return x
     else:
@@ -234,7 +237,7 @@ def hidden(x, INTERPRET: tl.constexpr):
 
 @triton.jit
 def pinned(pointer):
-    """``pointer``, computed where this stands; the compiler would move it to its use. (Not for the interpreter.)"""
+    """``pointer``, computed at this place and not, as the compiler would, where it is used. (Not for the interpreter.)"""
     return tl.inline_asm_elementwise(
         "mov.b64 $0, $1;", "=l,l", [pointer.to(tl.int64)], dtype=tl.int64, is_pure=False, pack=1
     ).to(pointer.dtype, bitcast=True)

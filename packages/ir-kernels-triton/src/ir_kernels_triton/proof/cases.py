@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every kernel that the launcher can choose, by the shape of its choice.
+"""Every kernel that can be launched.
 
-A kernel is decided by row length, dtypes and flags, so the list is: each power of two that changes the tile, lengths
+Row length, dtypes and flags decide which kernel runs, so the list is: each power of two that changes the tile, lengths
 between them that are and are not a multiple of a 16-byte access, lengths that loop, each dtype pair, and for all of
 them both states of the two flags that stand for a call's layout (alignment kept or not; one stride or two).
 """
@@ -68,7 +68,7 @@ def _rms(d: int, x: str, w: str | None, residual: bool, canonical: bool, aligned
 
 
 def _pair(d: int, x: str, w: str, canonical: bool) -> Case:
-    """Two calls in one launch: to the row a variant of one call."""
+    """Two calls in one launch; a row is computed as in one call, so this is a variant of that case."""
     spec = pair_spec(d, x, w, canonical=canonical, pdl=DEPENDENT_LAUNCH)
     group = f"rms {d} {x}*{w}" + ("" if canonical else " plain")
     return Case(group, "pair", spec, _vectors(spec, d, x, 2), canonical)

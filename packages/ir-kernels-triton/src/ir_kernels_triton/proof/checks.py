@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What must hold of the compiled kernels of one target, and the sentences for what does not."""
+"""What must hold of the compiled kernels of one target; each violation becomes a sentence."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SLACK: Final = 32
 
 
 def compile_all(cases: Sequence[Case], target: str, jobs: int | None = None) -> list[tuple[Case, Compiled]]:
-    """Compile for one target, in ``jobs`` processes (one a core, two at most)."""
+    """Compile for one target, in ``jobs`` processes (one for each core, two at most)."""
     jobs = jobs or min(os.cpu_count() or 1, 2)
     if int(target.removeprefix("sm")) < 90:
         cases = [before_sm90(case) for case in cases]
