@@ -237,7 +237,7 @@ def hidden(x, INTERPRET: tl.constexpr):
 
 @triton.jit
 def pinned(pointer):
-    """``pointer``, computed at this place and not, as the compiler would, where it is used. (Not for the interpreter.)"""
+    """``pointer``, computed here; the compiler would compute it where it is used. (Not for the interpreter.)"""
     return tl.inline_asm_elementwise(
         "mov.b64 $0, $1;", "=l,l", [pointer.to(tl.int64)], dtype=tl.int64, is_pure=False, pack=1
     ).to(pointer.dtype, bitcast=True)
