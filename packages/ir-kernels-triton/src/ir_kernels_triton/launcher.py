@@ -112,16 +112,9 @@ class RowLaunch:
         self, rows: Rows, strided: tuple[Tensor, ...], others: tuple[Tensor, ...], scalar: float
     ) -> None:
         """Launch over ``rows`` of the tensors ``strided``."""
-        launch, pointer = self._launch, self._pointer
-        shared = tuple(map(pointer, others))
+        pointer, step = self._pointer, self._rows_per_program
+        shared = [pointer(tensor) for tensor in others]
         for part, tensors in ((rows, strided),) if rows.number <= MAX_ROWS else parts(rows, strided):
-            launch(
-                -(-part.number // self._rows_per_program),
-                *map(pointer, tensors),
-                *shared,
-                part.number,
-                part.inner,
-                *part.outer,
-                *part.step,
-                scalar,
-            )
+            number, inner, outer, inner_steps = part
+            moved = [pointer(tensor) for tensor in tensors]
+            self._launch(-(-number // step), *moved, *shared, number, inner, *outer, *inner_steps, scalar)

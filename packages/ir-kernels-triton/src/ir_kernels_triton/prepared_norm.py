@@ -143,8 +143,6 @@ PREPARED: Final[dict[tuple[object, ...], PreparedNorm]] = {}
 
 
 def prepare(kind: NormKind, device: torch.device) -> PreparedNorm:
-    """The prepared launches of a kind of call."""
-    found = PREPARED.get(kind)
-    if found is None:
-        found = PREPARED[kind] = PreparedNorm(kind, device)
-    return found
+    """Prepare the launches of a kind of call that was not met before."""
+    made = PREPARED[kind] = PreparedNorm(kind, device)
+    return made

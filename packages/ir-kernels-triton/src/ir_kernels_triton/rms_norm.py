@@ -45,8 +45,8 @@ def _prepared(
     x: Tensor, residual: bool, weight: Tensor | None, variance_size: int | None, canonical: bool
 ) -> PreparedNorm:
     w_dtype = None if weight is None else weight.dtype
-    kind = NormKind(x.shape[-1], variance_size, x.dtype, w_dtype, residual, canonical, x.get_device())
-    return prepare(kind, x.device)
+    kind = x.shape[-1], variance_size, x.dtype, w_dtype, residual, canonical, x.get_device()
+    return PREPARED.get(kind) or prepare(NormKind(*kind), x.device)
 
 
 def _fresh(x: Tensor) -> Tensor:
