@@ -253,3 +253,33 @@ def test_the_cores_own_ops_have_the_order_tree():
         found = resolve.select(op, INVARIANT, platforms.targets()[0], None)
         assert (found.order, found.provider) == ("tree", "portable")
     assert catalog.known(op) is op.impls
+
+
+def test_freeze_writes_orders_and_locks_providers_on_demand():
+    from ir_core.cli import freeze_cmd
+
+    entry = freeze_cmd.selected("4x64", "float32", "cpu", True)["ops"]["rms_norm"]
+    assert (entry["order"], entry["provider"]) == ("tree", "portable") and "locked" not in entry
+    locked = freeze_cmd.selected("4x64", "float32", "cpu", True, providers=True)["ops"]["rms_norm"]
+    assert locked == {**entry, "locked": "provider"}
+    other = {"rms_norm": {**entry, "provider": "triton_batch_invariant", "digest": "another"}}
+    assert freeze_cmd.compare(other, {"rms_norm": entry}) == []
+    strict = {"rms_norm": {**other["rms_norm"], "locked": "provider"}}
+    assert len(freeze_cmd.compare(strict, {"rms_norm": entry})) == 2
+
+
+def test_a_property_is_declared_in_one_place():
+    """The decorator, pack data and the digest follow the fields of ``ImplSpec``."""
+    import dataclasses
+    import inspect
+
+    from ir_core.pack import KernelPack
+
+    names = [f.name for f in dataclasses.fields(ir_core.ImplSpec)]
+    taken = list(inspect.signature(ir_core.IrOp.register_impl).parameters)
+    assert ["op", "provider", "impl", *taken[2:]] == names
+    functions = {"supports_args", "prefers_args", "functional", "pair"}
+    data = dict.fromkeys(("impl", *functions), "a_pack:f") | {"op": "o", "provider": "p", "inplace": True}
+    parsed = KernelPack.parse({"api": 1, "name": "x", "implementations": [data | {"order": "tree"}]})
+    assert {getattr(parsed.implementations[0], name) for name in functions} == {"a_pack:f"}
+    assert parsed.implementations[0].order == "tree"

@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import functools
 import sys
-from importlib.metadata import PackageNotFoundError, packages_distributions, version
+
+from importlib_metadata import PackageNotFoundError, packages_distributions, version
 
 
 @functools.cache

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The version of the installed distribution."""
 
-from importlib.metadata import PackageNotFoundError, version
+from importlib_metadata import PackageNotFoundError, version
 
 try:
     __version__ = version("ir-core")

@@ -8,10 +8,10 @@ import platform
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
+from importlib_metadata import PackageNotFoundError, version
 from torch import Tensor
 
 from ir_core import catalog, platforms

@@ -73,7 +73,7 @@ def read(file: Path | None) -> bytes:
         file = Path("README.md")
     if file is not None:
         return file.read_bytes()
-    from importlib.metadata import metadata
+    from importlib_metadata import metadata
 
     return metadata("ir-core").json["description"].encode()  # type: ignore[union-attr]
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 
 import platform
 import sys
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import torch
+from importlib_metadata import PackageNotFoundError, version
 
 from ir_core import catalog, discovery, env, lock_file, platforms, policy
 from ir_core.cli import arguments

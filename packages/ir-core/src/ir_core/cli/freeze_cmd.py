@@ -12,7 +12,9 @@ from ir_core.cli import options, output
 from ir_core.cli.exits import FINDING
 
 
-def selected(shape: str, dtype: str, device: str | None, batch_invariant: bool | None) -> dict[str, Any]:
+def selected(
+    shape: str, dtype: str, device: str | None, batch_invariant: bool | None, providers: bool = False
+) -> dict[str, Any]:
     """The content of a lock file: what would run now for every op.
 
     Raises:
@@ -35,7 +37,7 @@ def selected(shape: str, dtype: str, device: str | None, batch_invariant: bool |
             op = get_op(name)
             args = arguments.fake_arguments(op, options.parse_shape(shape), options.parse_dtype(dtype), where)
             provider = select(op, requirement, target, args, full=False).provider
-            ops[name] = lock_file.describe(op.impls[provider])
+            ops[name] = lock_file.describe(op.impls[provider], provider=providers)
     return {"format": lock_file.LOCK_FORMAT, "ops": ops}
 
 
@@ -60,16 +62,20 @@ def freeze(
     dtype: options.Dtype = "bfloat16",
     device: options.Device = None,
     batch_invariant: options.BatchInvariant = None,
+    providers: Annotated[
+        bool, typer.Option("--providers", help="Lock the providers too, where an order alone would do.")
+    ] = False,
     json: options.Json = False,
 ) -> None:
-    """Write what runs now (op, provider, distribution, version, digest) as a lock file for IR_LOCK.
+    """Write what runs now (op, order, provider, distribution, version, digest) as a lock file for IR_LOCK.
 
+    An entry with an order holds for every implementation of that order, unless --providers locks each provider.
     Without --output the lock file goes to stdout. With --check, exits with 1 when something differs.
     """
     from ir_core import lock_file
 
     before = None if check is None else lock_file.read(check)
-    lock = selected(shape, dtype, device, batch_invariant)
+    lock = selected(shape, dtype, device, batch_invariant, providers)
     if before is not None:
         differences = compare(before, lock["ops"])
         if json:
@@ -85,20 +91,21 @@ def freeze(
         output.print_json(lock)
         return
     rows = [
-        (name, e["provider"], f"{e['distribution']} {e['version']}", e["digest"][:16])
+        (name, e.get("order", ""), e["provider"], f"{e['distribution']} {e['version']}", e["digest"][:16])
         for name, e in lock["ops"].items()
     ]
-    output.out().print(output.table("op", "provider", "distribution", "digest", rows=rows))
+    output.out().print(output.table("op", "order", "provider", "distribution", "digest", rows=rows))
 
 
 def compare(locked: dict[str, Any], here: dict[str, Any]) -> list[str]:
-    """What differs between the ops of two lock files, a line each."""
+    """What differs between the ops of two lock files, as IR_LOCK sees it, a line each."""
+    from ir_core import lock_file
+
     lines = [
-        f"{name}: {key}: locked {locked[name].get(key)!r}, here {value!r}"
+        f"{name}: {key}: locked {locked[name].get(key)!r}, here {entry.get(key)!r}"
         for name, entry in here.items()
         if name in locked
-        for key, value in entry.items()
-        if locked[name].get(key) != value
+        for key in lock_file.differences(locked[name], entry)
     ]
     lines += [f"{name}: not in the lock file" for name in here if name not in locked]
     lines += [

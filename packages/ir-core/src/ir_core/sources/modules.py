@@ -16,9 +16,10 @@ import sysconfig
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.machinery import EXTENSION_SUFFIXES
-from importlib.metadata import Distribution, PackageNotFoundError, distribution, packages_distributions
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
+
+from importlib_metadata import PackageNotFoundError, distribution, packages_distributions
 
 HOST: Final = "ir_core"
 VERSIONED: Final = frozenset({"torch", "triton", "torchgen", "functorch"})
@@ -200,7 +201,7 @@ def distribution_digest(name: str) -> str:
     return hasher.hexdigest()
 
 
-def _version(found: Distribution) -> str:
+def _version(found: Any) -> str:
     try:
         return found.version
     except Exception:  # no version in its metadata

@@ -6,11 +6,11 @@ from __future__ import annotations
 import functools
 import hashlib
 import platform
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from importlib_metadata import PackageNotFoundError, version
 
 if TYPE_CHECKING:
     from ir_core.impl import IrOpImpl
