@@ -203,7 +203,7 @@ def distribution_digest(name: str) -> str:
 
 def _version(found: Any) -> str:
     try:
-        return found.version
+        return str(found.version)
     except Exception:  # no version in its metadata
         return ""
 
