@@ -50,6 +50,8 @@ BENCHMARKS: Final[dict[str, tuple[str, bool]]] = {
 
 EVERYDAY: Final = "constraints/everyday.txt"
 MINIMUMS: Final = "constraints/minimums.txt"
+# Where tests that need a GPU are; the session runs each of them, once.
+GPU_TESTS: Final = ("packages", "tests", "examples/liger_pack/tests")
 NO_HARDWARE: Final = "not gpu and not vllm and not packs"
 WHEELS: Final = ROOT / ".nox" / "wheels"
 
@@ -216,7 +218,9 @@ def gpu(session: nox.Session, target: str) -> None:
     pytest(session, "packages/ir-kernels-triton/tests/test_static_proof.py", IR_PROOF_TARGET=target)
     present = card(session)
     if present == target:
-        pytest(session, "-m", "gpu and not vllm", "packages", "tests", *session.posargs, require="gpu")
+        if not isinstance(session.virtualenv, nox.virtualenv.PassthroughEnv):
+            session.install("-c", EVERYDAY, "--no-build-isolation", "./examples/liger_pack")
+        pytest(session, "-m", "gpu", *GPU_TESTS, *session.posargs, require="gpu")
         return
     verdict = f"kernels compile for {target}, but were not run: this machine has {present or 'no NVIDIA GPU'}"
     if os.environ.get("IR_REQUIRE_TARGET") == target:

@@ -69,6 +69,10 @@ def uuids(cards: Sequence[Card], devices: str | None, order: str | None = "PCI_B
         ("0,1,2,1", []),
         ("0,+0", []),
         ("0,-1,0", [A]),  # the list has ended before the second 0
+        ("0,99,99", [A]),  # and here before the second 99
+        ("99,99", []),
+        ("0,99,0", [A]),
+        ("0,0,99", []),
         # UUIDs, whole and shortened
         (B, [B]),
         (f"{D},{A}", [D, A]),
@@ -91,6 +95,27 @@ def uuids(cards: Sequence[Card], devices: str | None, order: str | None = "PCI_B
 )
 def test_whole_cards(value: str | None, expected: list[str]) -> None:
     assert uuids(FOUR, value) == expected
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ("GPU-", []),  # it is the beginning of every UUID, and names none
+        ("MIG-", []),
+        ("GPU-9", [A]),
+        ("0,99,99", [A]),
+        ("0,99,0", [A]),
+        ("99,99", []),
+        ("0,0", []),
+    ],
+)
+def test_one_card(value: str, expected: list[str]) -> None:
+    assert uuids([card(A)], value) == expected
+
+
+def test_the_bare_word_names_no_instance_either() -> None:
+    assert uuids([card(A, M0)], "MIG-") == []
+    assert uuids([card(A, M0)], "GPU-") == []
 
 
 @pytest.mark.parametrize(
@@ -144,7 +169,7 @@ def test_equal_cards_have_a_certain_order() -> None:
         ("", "is empty, which hides every device"),
         ("0,7,1", "'7' names no device, and ends the list"),
         ("GPU-9942,1", "'1' names no device, and ends the list"),
-        ("1,1", "names a device twice, which hides every device"),
+        ("1,1", f"names {B} twice, which hides every device"),
         ("GPU-9942,GPU-99421", f"names {A} twice, which hides every device"),
     ],
 )
@@ -208,14 +233,11 @@ def oracle(cards: list[Card], value: str | None) -> list[str]:
                 ended = ended or key is None or int(str(key)) < 0
             if not ended:
                 keys.append(key)
-        for place, key in enumerate(keys):
-            if key in keys[:place]:
-                return []
         for key in keys:
             if isinstance(key, int):
                 named = by_number[key : key + 1]
             elif first == "GPU-":
-                owners = [c for c in cards if c.uuid[: len(str(key))] == key]
+                owners = [c for c in cards if c.uuid[: len(str(key))] == key and key != "GPU-"]
                 named = []
                 if len(owners) == 1:
                     one = owners[0]
@@ -228,7 +250,9 @@ def oracle(cards: list[Card], value: str | None) -> list[str]:
                     if key == f"MIG-{c.uuid}/{i.gpu_instance}/{i.compute_instance}"
                 ]
             else:
-                named = [i.uuid for c in cards for i in c.instances if i.uuid[: len(str(key))] == key]
+                named = [
+                    i.uuid for c in cards for i in c.instances if i.uuid[: len(str(key))] == key != "MIG-"
+                ]
             if len(named) != 1:
                 break
             if named[0] in seen:

@@ -10,15 +10,19 @@ them:
 4. The list is separated by commas. The first entry says what the list holds: indices, ``GPU-`` UUIDs or
    ``MIG-`` identifiers. An entry of another form is invalid.
 5. An index is the number that the entry starts with (``1gpu`` is 1), with or without spaces before it.
-   A UUID may be shortened as far as it stays unique, and has no space before it.
+   A UUID may be shortened as far as it stays unique, and has no space before it. The bare word ``GPU-`` or ``MIG-``
+   is short of everything and names nothing, also where there is one card only.
    ``MIG-GPU-<uuid>/<gpu instance>/<compute instance>``, the form of old drivers, names an instance too.
-6. An invalid entry (negative, out of range, unknown, ambiguous) ends the list; those before it stay visible.
-7. A device named twice makes the whole list empty.
+6. An invalid entry (negative, out of range, unknown, ambiguous) ends the list; those before it stay visible, and what
+   stands behind it does not matter.
+7. A device named twice, before the list ends, makes the whole list empty. ``0,99,99`` on one card is card 0: 99 ends
+   the list before it is repeated.
 8. A program sees one MIG instance only: if any is selected, the first one is all that is visible.
 
 Sources: CUDA Programming Guide, "CUDA Environment Variables" (1, 3, 4, 6); NVIDIA MIG User Guide, "CUDA
 Device Enumeration" (2, 8); PyTorch's tests of its own parser against driver 525 (7; leading numbers, spaces
-and mixed forms in 4 and 5).
+and mixed forms in 4 and 5). Where the tests of this package, beside the CUDA runtime of an H200, contradicted PyTorch's
+parser, the rule is the one that agrees with them: the bare words in 5, and that 6 comes before 7.
 
 ``FASTEST_FIRST`` is an unpublished heuristic. Here it is cores times clock, ties in PCI order; so equal cards
 keep their PCI order, as they do in CUDA. Where cards differ, the order is a guess, and a note says so.
@@ -104,8 +108,6 @@ def _listed(value: str | None, slots: list[Slot], cards: Sequence[Card]) -> tupl
         return slots, ""
     entries = value.split(",")
     valid, find = _form(entries, slots, cards)
-    if len(set(valid)) < len(valid):
-        return [], f"{CUDA_VISIBLE_DEVICES}={value!r} names a device twice, which hides every device."
     found: list[Slot] = []
     for entry in valid:
         slot = find(entry)
@@ -143,7 +145,7 @@ def _leading_number(entry: str) -> int:
 
 
 def _by_card_uuid(prefix: str, cards: Sequence[Card]) -> Slot | None:
-    matches = [card for card in cards if card.uuid.startswith(prefix)]
+    matches = [card for card in cards if prefix != "GPU-" and card.uuid.startswith(prefix)]
     if len(matches) != 1:
         return None
     return next(iter(enumerable(matches)), None)
@@ -162,5 +164,5 @@ def _by_instance(name: str, cards: Sequence[Card]) -> Slot | None:
             and (slot.instance.gpu_instance, slot.instance.compute_instance) == ids
         ]
     else:
-        matches = [slot for slot in slots if slot.uuid.startswith(name)]
+        matches = [slot for slot in slots if name != "MIG-" and slot.uuid.startswith(name)]
     return matches[0] if len(matches) == 1 else None
