@@ -35,7 +35,7 @@ class ReservedProviderError(IrError, AssertionError, ValueError):
 
 
 class SchemaError(IrError, AssertionError, ValueError):
-    """An op's signature cannot be an op, or an implementation's differs from its op's."""
+    """An op's signature cannot be an op, an implementation's differs from its op's, or a claim is neither yes nor no."""
 
 
 class UnknownOpError(IrError, KeyError, ValueError):
@@ -62,6 +62,10 @@ class StrictError(SelectionError):
 
 class PredicateError(IrError, RuntimeError, ValueError):
     """A ``supports_args`` predicate raised, or asked for what it must not see."""
+
+
+class ArgumentError(IrError, RuntimeError, ValueError):
+    """The arguments are no call of the op, whichever implementation would run."""
 
 
 class PolicyError(IrError, ValueError):
@@ -98,3 +102,10 @@ class AuditError(IrError, ValueError):
 
 class IrWarning(UserWarning):
     """Category of every warning of this project."""
+
+
+def check_flags(kind: type[IrError], what: str, **flags: object) -> None:
+    """Raise ``kind`` unless each flag is ``True`` or ``False``: the text ``"no"`` would count as yes."""
+    for name, value in flags.items():
+        if not isinstance(value, bool):
+            raise kind(f"{what} has {name}={value!r}.", why="It is a yes or a no.", fix="Say True or False.")

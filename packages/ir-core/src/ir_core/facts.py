@@ -31,6 +31,7 @@ EXPRESSIONS: Final[dict[str, str]] = {
     "last": "{p}.shape[-1]",
     "stride": "{p}.stride({arg})",
     "size": "{p}.shape[{arg}]",
+    "shape": "{p}.shape",
     "value": "{p}",
     "values": "tuple({p})",
 }
@@ -56,7 +57,7 @@ class ShapeFacts:
         self._of._refuse("iterate over .shape")
 
     def __eq__(self, other: object) -> bool:
-        self._of._refuse("compare .shape")
+        return self._of._whole_shape() == other
 
     def __getattr__(self, name: str) -> NoReturn:
         if name.startswith("__"):
@@ -107,6 +108,11 @@ class TensorFacts:
         if self._activation:
             self._refuse(f"read .shape[{index}]")
         return int(self._answer(f"size:{index % ndim}", int(self._tensor.shape[index])))
+
+    def _whole_shape(self) -> tuple[int, ...]:
+        if self._activation:
+            self._refuse("compare .shape")
+        return tuple(self._answer("shape", tuple(map(int, self._tensor.shape))))
 
     @property
     def dtype(self) -> torch.dtype:
@@ -220,16 +226,7 @@ def ask(
     Raises:
         PredicateError: the predicate raised, or asked for what it must not see.
     """
-    used = names_used(predicate)
-    for name, arg in zip(params, args, strict=True):
-        if arg is None or isinstance(arg, torch.Tensor):
-            reads.append((name, "none", arg is None))
-        elif used is not None and name not in used:
-            continue
-        elif isinstance(arg, list):  # a copy: the caller may change the list and call again
-            reads += [(name, "none", False), (name, "values", tuple(arg))]
-        else:
-            reads.append((name, "value", arg))
+    record_scalars(predicate, params, args, reads)
     try:
         answer = predicate(*view(params, activations, args, reads))
     except PredicateError:
@@ -251,6 +248,39 @@ def ask(
         why="It must return True, False, or a str that says why it refuses.",
         fix="Wrap the last expression in bool(...).",
     )
+
+
+def record_scalars(
+    function: Callable[..., object], params: Sequence[str], args: Sequence[Any], reads: list[Read]
+) -> None:
+    """Note the values that ``function`` mentions and the tensors that are absent: its answer may rest on them."""
+    used = names_used(function)
+    for name, arg in zip(params, args, strict=True):
+        if arg is None or isinstance(arg, torch.Tensor):
+            reads.append((name, "none", arg is None))
+        elif used is not None and name not in used:
+            continue
+        elif isinstance(arg, list):  # a copy: the caller may change the list and call again
+            reads += [(name, "none", False), (name, "values", tuple(arg))]
+        else:
+            reads.append((name, "value", arg))
+
+
+def check(
+    checker: Callable[..., None],
+    params: Sequence[str],
+    activations: Sequence[str],
+    args: Sequence[Any],
+    reads: list[Read],
+) -> None:
+    """Run an op's check (``IrOp.register_check``) on the facts of ``args``; what it read is appended to ``reads``.
+
+    Raises:
+        ArgumentError: the check refuses the call.
+        PredicateError: the check asked for what it must not see.
+    """
+    record_scalars(checker, params, args, reads)
+    checker(*view(params, activations, args, reads))
 
 
 def names_used(predicate: Callable[..., object]) -> frozenset[str] | None:

@@ -229,7 +229,7 @@ class Callee:
         if not self.kernel and torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
             return self._torch_op(*args)
         if impl is None:  # no data to run an implementation on
-            return self.op.fake_fn(*args)
+            return self.op.fake(*args)
         return _function(impl, self.inplace)(*args)
 
     def _select(self, here: Here | None, args: Sequence[Any]) -> IrOpImpl:

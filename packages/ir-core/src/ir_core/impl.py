@@ -18,7 +18,7 @@ import torch
 from importlib_metadata import PackageNotFoundError, version
 
 from ir_core import distributions, facts, platforms, sources
-from ir_core.errors import PackError, PredicateError, SchemaError
+from ir_core.errors import PackError, PredicateError, SchemaError, check_flags
 from ir_core.failure import Failure, capture, distribution_of, report
 from ir_core.locks import fork_safe_rlock
 from ir_core.meaning import Meaning, check_pair, check_predicate, check_schema
@@ -86,12 +86,10 @@ class ImplSpec:
     def __post_init__(self) -> None:
         object.__setattr__(self, "requires", parse_requirement(self.requires))
         object.__setattr__(self, "sources", tuple(self.sources))
-        for name in FLAGS:
-            value = getattr(self, name)
-            if not (isinstance(value, bool) or (value is None and name == "batch_invariant")):
-                raise SchemaError(
-                    f"{self.what} has {name}={value!r}.", why="It is a claim.", fix="Say True or False."
-                )
+        flags = {name: getattr(self, name) for name in FLAGS}
+        if self.batch_invariant is None:  # what the op says
+            del flags["batch_invariant"]
+        check_flags(SchemaError, self.what, **flags)
         if self.functional is not None and not self.inplace:
             raise SchemaError(
                 f"{self.what} has a functional form beside it and is functional.",

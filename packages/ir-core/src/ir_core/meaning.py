@@ -17,7 +17,7 @@ import torch
 from torch.library import infer_schema
 
 from ir_core import codegen, reductions
-from ir_core.errors import InvalidNameError, IrError, PolicyError, SchemaError
+from ir_core.errors import InvalidNameError, IrError, PolicyError, SchemaError, check_flags
 from ir_core.requirement import Requirement, parse_requirement
 from ir_core.tolerances import DEFAULT_TOLERANCES, Tolerance
 
@@ -77,6 +77,7 @@ class Meaning:
             shows (:func:`ir_core.reductions.found`), made when it is first asked for.
         orders: the orders it may be computed in, by name; the first that counts on a device is the default there.
         native_fn, fake_fn, backward_fn, input_generator: the functions that say what it means; the last two or None.
+        check_fn: refuses arguments that are no call of the op, or None.
         parameter_values: documented values of parameters, by name and label.
 
     Raises:
@@ -94,6 +95,8 @@ class Meaning:
         orders: Iterable[Order] = (),
     ) -> None:
         check_name(name, "Op")
+        flags = {"allow_inplace": allow_inplace} | ({} if has_reduction is None else {"has_reduction": has_reduction})
+        check_flags(SchemaError, f"Op '{name}'", **flags)
         self.name = name
         self.signature = inspect.signature(native_impl)
         self.params = tuple(self.signature.parameters)
@@ -121,6 +124,7 @@ class Meaning:
         self.tensor_params = {a.name: str(a.type) for a in arguments if "Tensor" in str(a.type)}
         self.__doc__ = inspect.getdoc(native_impl)
         self.native_fn = self.fake_fn = native_impl
+        self.check_fn: Callable[..., None] | None = None
         self.backward_fn: Callable[..., Any] | None = None
         self.input_generator: Callable[..., tuple[Any, ...]] | None = None
         self.parameter_values: dict[str, dict[str, Any]] = {}
@@ -170,6 +174,32 @@ class Meaning:
         """Decorator: compute shapes, dtypes and strides with ``fn`` instead of the native implementation."""
         self.fake_fn = fn
         return fn
+
+    def register_check(self, fn: Callable[..., None]) -> Callable[..., None]:
+        """Decorator: refuse arguments that are no call of this op, whichever implementation would run.
+
+        ``fn`` takes the op's parameters and raises :class:`ir_core.errors.ArgumentError`. Eagerly it sees facts in
+        place of tensors, as a predicate does, when an implementation is selected: the selection then holds for the
+        calls whose facts are the same, and a call with other facts is checked anew. Where shapes are computed
+        without data (compiled graphs, meta tensors) it sees the tensors themselves. Register it with the op, before
+        the op is called.
+
+        Raises:
+            SchemaError: it takes other parameters than the op.
+        """
+        check_predicate(self, fn, f"The check of op '{self.name}'")
+        self.check_fn = fn
+        return fn
+
+    def fake(self, *args: Any, **kwargs: Any) -> Any:
+        """Shapes, dtypes and strides of the results, for tensors without data.
+
+        Raises:
+            ArgumentError: the arguments are no call of this op.
+        """
+        if self.check_fn is not None:
+            self.check_fn(*args, **kwargs)
+        return self.fake_fn(*args, **kwargs)
 
     def register_backward(self, fn: Callable[..., Any]) -> Callable[..., Any]:
         """Decorator: use ``fn(args, grad_outputs)`` as the backward in place of the native implementation's vjp.

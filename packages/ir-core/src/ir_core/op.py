@@ -15,7 +15,7 @@ from dataclasses import fields
 from typing import Any, ClassVar, overload
 
 from ir_core import catalog, fast_path, policy, resolve, torch_library
-from ir_core.errors import ReservedProviderError, SchemaError
+from ir_core.errors import ReservedProviderError, SchemaError, check_flags
 from ir_core.impl import CODE, ImplSpec, IrOpImpl
 from ir_core.meaning import NATIVE, RESERVED_PROVIDERS, Meaning, Order, check_name
 from ir_core.policy import OpPolicy, Policy
@@ -99,6 +99,13 @@ class IrOp(Meaning):
 
         return register
 
+    def register_check(self, fn: Callable[..., None]) -> Callable[..., None]:
+        made = super().register_check(fn)
+        fast_path.reset(self)  # what was selected for wrong arguments no longer counts
+        return made
+
+    register_check.__doc__ = Meaning.register_check.__doc__
+
     def unregister_impl(self, provider: str) -> None:
         """Undo :meth:`register_impl`; ``native`` stays.
 
@@ -141,6 +148,7 @@ class IrOp(Meaning):
     def _op_policy(self, priority: Sequence[str], batch_invariant_only: bool) -> OpPolicy:
         if not isinstance(priority, str):  # a name twice says nothing that once does not
             priority = tuple(dict.fromkeys(priority))
+        check_flags(SchemaError, f"A priority of op '{self.name}'", batch_invariant_only=batch_invariant_only)
         changed = OpPolicy(prefer=priority, batch_invariant=True if batch_invariant_only else None)  # type: ignore[arg-type]
         resolve.check_known(self, Policy(ops=((self.name, changed),)))
         return changed

@@ -24,7 +24,7 @@ from typing import Any, Final
 from weakref import WeakValueDictionary
 
 from ir_core import env
-from ir_core.errors import EnvError, PolicyError
+from ir_core.errors import EnvError, PolicyError, check_flags
 from ir_core.locks import fork_safe_rlock
 from ir_core.scoped import Scoped
 
@@ -58,6 +58,8 @@ class OpPolicy:
     order: str | None = None
 
     def __post_init__(self) -> None:
+        if self.batch_invariant is not None:
+            check_flags(PolicyError, "A policy", batch_invariant=self.batch_invariant)
         object.__setattr__(self, "prefer", _unique("prefer", self.prefer))
         object.__setattr__(self, "deny", frozenset(self.deny))
         if self.only is not None:
@@ -98,6 +100,8 @@ class Policy:
     _hash: int = field(default=0, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
+        flags = {name: getattr(self, name) for name in ("batch_invariant", "strict", "disabled")}
+        check_flags(PolicyError, "A policy", **flags)
         pairs = self.ops.items() if isinstance(self.ops, Mapping) else self.ops
         object.__setattr__(self, "ops", tuple(sorted(dict(pairs).items())))
         object.__setattr__(self, "prefer", _unique("prefer", self.prefer))

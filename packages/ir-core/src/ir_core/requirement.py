@@ -7,11 +7,13 @@ A pack writes a requirement as text, so that its data needs no import::
     "sm>=8.0, sm<10.0, tma | cpu, triton_interpreter"      ',' is all-of, '|' is any-of and binds weaker
     "rocm, gfx942"                                a kind, and a feature that every gfx942 has
 
-A bare word is a kind if it is one of ``ir_core.target.KINDS``, else a feature.
+A bare word is a kind if it is one of ``ir_core.target.KINDS``, else a feature: one of ``ir_core.target.FEATURES``, an
+AMD architecture, or, from a platform package of one's own, a name with a dot (``acme.matrix_engine``).
 """
 
 from __future__ import annotations
 
+import difflib
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -19,7 +21,7 @@ from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
 
 from ir_core.errors import TargetError
-from ir_core.target import KINDS, Accepted, Capability, CapabilityLike, Rejected, Target, Verdict
+from ir_core.target import FEATURES, KINDS, Accepted, Capability, CapabilityLike, Rejected, Target, Verdict
 
 
 class Requirement(ABC):
@@ -134,7 +136,7 @@ class Feature(Requirement):
     """A device that has a feature: ``Feature("tma")``.
 
     Raises:
-        TargetError: the name is not one word, or is that of a kind or of a capability.
+        TargetError: the name is not one word, or is that of a kind or of a capability, or is known nowhere.
     """
 
     name: str
@@ -147,6 +149,15 @@ class Feature(Requirement):
         if _SM_WORD.fullmatch(self.name):  # else 'sm90' would be a feature that no device ever has
             raise TargetError(
                 f"{self.name!r} is not a feature.", fix="Compare the capability: 'sm>=9.0' or 'sm==9.0'."
+            )
+        if not (self.name in FEATURES or "." in self.name or _GFX_WORD.fullmatch(self.name)):
+            close = difflib.get_close_matches(self.name, FEATURES, n=1)
+            raise TargetError(
+                f"{self.name!r} is not a feature that ir-core knows.",
+                why=f"No device would ever have it. Known are {', '.join(FEATURES)}, and AMD's architectures (gfx942).",
+                fix=f"Did you mean {close[0]!r}?"
+                if close
+                else f"A feature of a platform package of your own has a dot in its name: 'acme.{self.name}'.",
             )
 
     def check(self, target: Target) -> Verdict:
@@ -225,6 +236,7 @@ class AnyOf(Requirement):
 RequirementLike: TypeAlias = Requirement | str | Mapping[str, Any] | None
 
 _WORD: Final = re.compile(r"[a-z][a-z0-9_.]*")
+_GFX_WORD: Final = re.compile(r"gfx[0-9a-f]{3,}")
 _SM_WORD: Final = re.compile(r"sm_?\d*[af]?")
 _COMPARISON: Final = re.compile(r"sm\s*(>=|<=|==|<|>|!=|=)\s*([^<>=!\s]+)")
 _BOUND: Final = {">=": "min", "<=": "max", "<": "below"}

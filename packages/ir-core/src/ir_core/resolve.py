@@ -11,11 +11,12 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 
-from ir_core import catalog, lock_file, platforms, selection
+from ir_core import catalog, facts, lock_file, platforms, selection
 from ir_core.errors import PackError, PolicyError
 from ir_core.impl import IrOpImpl
 from ir_core.meaning import NATIVE, PORTABLE, Meaning
@@ -71,12 +72,17 @@ def select(
     Raises:
         UnknownProviderError: the policy names a provider that no installed distribution offers for this op.
         StrictError: the policy is strict and a provider that the user named would be passed over.
+        ArgumentError: the arguments are no call of the op.
     """
     check_known(op, policy)
+    reads: list[facts.Read] = []
+    if args is not None and op.check_fn is not None:
+        facts.check(op.check_fn, op.params, op.activations, args, reads)
     impls = catalog.impls(op)
     while True:
         try:
-            return selection.select(op, impls, policy, target, args, evidence=evidence, full=full)
+            chosen = selection.select(op, impls, policy, target, args, evidence=evidence, full=full)
+            return replace(chosen, reads=tuple(dict.fromkeys([*reads, *chosen.reads]))) if reads else chosen
         except selection.CodeNeededError as needed:
             with contextlib.suppress(PackError):  # selection rejects what is broken
                 needed.impl.load()

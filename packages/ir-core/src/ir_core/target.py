@@ -18,6 +18,16 @@ DeviceKind: TypeAlias = Literal["cpu", "cuda", "rocm", "xpu", "mps"]
 KINDS: Final[tuple[str, ...]] = get_args(DeviceKind)
 """The kinds of device. ROCm is its own kind, although torch calls its devices ``cuda:N``."""
 
+FEATURES: Final[dict[str, str]] = {
+    "bf16": "bfloat16 arithmetic in hardware",
+    "clusters": "thread block clusters and distributed shared memory",
+    "fp8": "conversions and matrix products of 8-bit floats",
+    "pdl": "programmatic dependent launch",
+    "tma": "tensor memory accelerator",
+    "triton_interpreter": "Triton's kernels run in its interpreter",
+}
+"""The names of features, each with what it stands for. Besides these, an AMD architecture (``gfx942``) is a feature."""
+
 CapabilityLike: TypeAlias = "Capability | str | int | tuple[int, int]"
 
 _DOTTED: Final = re.compile(r"(\d+)\.(\d)")

@@ -138,7 +138,7 @@ class OpLibrary:
         return qualified
 
     def _fake(self, *args: Any, **kwargs: Any) -> Any:
-        return self._op.fake_fn(*args, **kwargs)
+        return self._op.fake(*args, **kwargs)
 
     def define_provider(self, impl: IrOpImpl) -> None:
         """Define ``<op>.<provider>`` (and ``__inplace``), for compiled graphs that call one implementation."""

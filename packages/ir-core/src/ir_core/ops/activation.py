@@ -11,7 +11,9 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
+from ir_core.errors import ArgumentError
 from ir_core.op import register_op
+from ir_core.ops.arguments import check_floating, row_length
 from ir_core.ops.canonical import TREE, canonical_mean, exact_sqrt
 from ir_core.tolerances import unit_roundoff
 
@@ -103,6 +105,9 @@ def gelu_and_mul_sparse(x: Tensor, std_multiplier: float, approximate: str = "no
 
     Returns:
         ``[..., d]``, of x's dtype, contiguous.
+
+    Raises:
+        ArgumentError: x is not floating, its rows have an odd number of elements, or approximate is another word.
     """
     d = x.shape[-1] // 2
     gate = x[..., :d]
@@ -112,6 +117,23 @@ def gelu_and_mul_sparse(x: Tensor, std_multiplier: float, approximate: str = "no
     std = torch.std(gate, dim=-1, keepdim=True, unbiased=False)
     sparse = torch.relu(gate - (mean + std * std_multiplier))
     return (torch.nn.functional.gelu(sparse, approximate=approximate) * x[..., d:]).contiguous()
+
+
+@gelu_and_mul_sparse.register_check
+def _check_gelu_and_mul_sparse(x: Tensor, std_multiplier: float, approximate: str = "none") -> None:
+    check_floating("gelu_and_mul_sparse", x=x)
+    if (length := row_length("gelu_and_mul_sparse", x)) % 2:
+        raise ArgumentError(
+            f"gelu_and_mul_sparse: the rows of 'x' have {length} elements, an odd number.",
+            why="A row holds the gate and, as long, what it is multiplied by.",
+            fix="Give it the shape [..., 2 * d].",
+        )
+    if approximate not in ("none", "tanh"):
+        raise ArgumentError(
+            f"gelu_and_mul_sparse: approximate is {approximate!r}.",
+            why="It names the form of GELU.",
+            fix="Write 'none' (by erf) or 'tanh'.",
+        )
 
 
 def gelu_and_mul_sparse_portable(x: Tensor, std_multiplier: float, approximate: str = "none") -> Tensor:

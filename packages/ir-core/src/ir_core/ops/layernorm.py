@@ -17,7 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ir_core.errors import ArgumentError
 from ir_core.op import register_op
+from ir_core.ops.arguments import check_floating, check_row, check_variance_size
 from ir_core.ops.canonical import TREE, canonical_rstd
 from ir_core.tolerances import bound, unit_roundoff
 
@@ -25,7 +27,7 @@ _STATISTICS = (math.sqrt(65536) / 2 + 6) * 2.0**-24
 
 
 def _reduced(x: Tensor, variance_size: int | None) -> int:
-    return x.shape[-1] if variance_size is None else min(variance_size, x.shape[-1])
+    return x.shape[-1] if variance_size is None else variance_size
 
 
 def _scaled(x32: Tensor, rstd: Tensor, weight: Tensor | None, dtype: torch.dtype) -> Tensor:
@@ -41,6 +43,21 @@ def _native_rstd(x32: Tensor, variance_size: int | None, epsilon: float) -> Tens
     return torch.rsqrt(head.pow(2).mean(dim=-1, keepdim=True) + epsilon)
 
 
+def _sum(x: Tensor, x_residual: Tensor) -> Tensor:
+    """The two as one float32 tensor.
+
+    Raises:
+        ArgumentError: one would be broadcast. The number of rows is no fact that a check may see.
+    """
+    if x.shape != x_residual.shape:
+        raise ArgumentError(
+            f"fused_add_rms_norm: 'x' has the shape {list(x.shape)}, and 'x_residual' {list(x_residual.shape)}.",
+            why="They are added element by element; nothing is broadcast.",
+            fix="Give both one shape.",
+        )
+    return x.to(torch.float32) + x_residual.to(torch.float32)
+
+
 @register_op(has_reduction=True, orders=[TREE])
 def rms_norm(x: Tensor, weight: Tensor | None, epsilon: float, variance_size: int | None = None) -> Tensor:
     """Weighted root-mean-square layer normalisation: ``x / sqrt(mean(x**2) + epsilon) * weight``.
@@ -49,10 +66,13 @@ def rms_norm(x: Tensor, weight: Tensor | None, epsilon: float, variance_size: in
         x: floating ``[..., N]``, any strides; N >= 1.
         weight: floating ``[N]``, of x's dtype or another; ``None`` scales by nothing.
         epsilon: added to the mean square.
-        variance_size: the mean runs over the first so many elements of a row; ``None`` means all.
+        variance_size: the mean runs over the first so many elements of a row, 1 to N; ``None`` means all.
 
     Returns:
         Of x's shape and dtype, contiguous.
+
+    Raises:
+        ArgumentError: a tensor is not floating, the weight is no row of N, or variance_size is not from 1 to N.
     """
     x32 = x.to(torch.float32)
     return _scaled(x32, _native_rstd(x32, variance_size, epsilon), weight, x.dtype)
@@ -70,11 +90,32 @@ def fused_add_rms_norm(
 
     Returns:
         The normalised sum and the sum, each of x's shape and dtype, contiguous.
+
+    Raises:
+        ArgumentError: as for :func:`rms_norm`, or x and x_residual differ in shape.
     """
-    x32 = x.to(torch.float32) + x_residual.to(torch.float32)
+    x32 = _sum(x, x_residual)
     return _scaled(x32, _native_rstd(x32, variance_size, epsilon), weight, x.dtype), x32.to(
         x.dtype
     ).contiguous()
+
+
+@rms_norm.register_check
+def _check_rms_norm(
+    x: Tensor, weight: Tensor | None, epsilon: float, variance_size: int | None = None
+) -> None:
+    check_floating("rms_norm", x=x, weight=weight)
+    check_row("rms_norm", "weight", weight, x)
+    check_variance_size("rms_norm", variance_size, x)
+
+
+@fused_add_rms_norm.register_check
+def _check_fused_add_rms_norm(
+    x: Tensor, x_residual: Tensor, weight: Tensor | None, epsilon: float, variance_size: int | None = None
+) -> None:
+    check_floating("fused_add_rms_norm", x=x, x_residual=x_residual, weight=weight)
+    check_row("fused_add_rms_norm", "weight", weight, x)
+    check_variance_size("fused_add_rms_norm", variance_size, x)
 
 
 def rms_norm_portable(
@@ -87,7 +128,7 @@ def rms_norm_portable(
 def fused_add_rms_norm_portable(
     x: Tensor, x_residual: Tensor, weight: Tensor | None, epsilon: float, variance_size: int | None = None
 ) -> tuple[Tensor, Tensor]:
-    x32 = x.to(torch.float32) + x_residual.to(torch.float32)
+    x32 = _sum(x, x_residual)
     rstd = canonical_rstd(x32, _reduced(x, variance_size), epsilon)
     return _scaled(x32, rstd, weight, x.dtype), x32.to(x.dtype).contiguous()
 
