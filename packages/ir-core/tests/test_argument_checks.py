@@ -167,7 +167,10 @@ PACK = {"op": "rms_norm", "provider": "p", "impl": "m:f"}
         (PolicyError, lambda op: ir_core.Policy(strict="false")),
         (PolicyError, lambda op: ir_core.OpPolicy(batch_invariant="no")),
         (PolicyError, lambda op: ir_core.scope(batch_invariant="no").__enter__()),
-        (PackError, lambda op: KernelPack.parse({"api": 1, "name": "p", "implementations": [PACK | {"opaque": 1}]})),
+        (
+            PackError,
+            lambda op: KernelPack.parse({"api": 1, "name": "p", "implementations": [PACK | {"opaque": 1}]}),
+        ),
         (
             PackError,
             lambda op: KernelPack.parse(

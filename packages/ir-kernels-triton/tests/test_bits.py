@@ -93,7 +93,10 @@ def test_long_rows(device: str, dtype: torch.dtype, n: int) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("n", "size"), [(100, 33), (4096, 2048), (1024, 1), (1024, 4000), (20000, 17000)])
+@pytest.mark.parametrize(
+    ("n", "size"),
+    [(100, 33), (4096, 2048), (1024, 1), (1024, 4000), (20000, 17000), (160, 159), (4096, 2047)],
+)
 def test_variance_size(device: str, dtype: torch.dtype, n: int, size: int) -> None:
     x, r = (random(2, n, dtype=dtype, device=device, seed=s) for s in (1, 2))
     check(x, r, random(n, dtype=dtype, device=device, seed=3), size)

@@ -35,7 +35,7 @@ class ReservedProviderError(IrError, AssertionError, ValueError):
 
 
 class SchemaError(IrError, AssertionError, ValueError):
-    """An op's signature cannot be an op, an implementation's differs from its op's, or a claim is neither yes nor no."""
+    """A signature cannot be an op's, an implementation's differs from its op's, or a claim is no boolean."""
 
 
 class UnknownOpError(IrError, KeyError, ValueError):

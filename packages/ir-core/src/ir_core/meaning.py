@@ -95,7 +95,9 @@ class Meaning:
         orders: Iterable[Order] = (),
     ) -> None:
         check_name(name, "Op")
-        flags = {"allow_inplace": allow_inplace} | ({} if has_reduction is None else {"has_reduction": has_reduction})
+        flags = {"allow_inplace": allow_inplace} | (
+            {} if has_reduction is None else {"has_reduction": has_reduction}
+        )
         check_flags(SchemaError, f"Op '{name}'", **flags)
         self.name = name
         self.signature = inspect.signature(native_impl)

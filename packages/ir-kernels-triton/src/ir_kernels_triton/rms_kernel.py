@@ -278,6 +278,25 @@ def _block(x_ptr, residual_ptr, x_row, r_row, col, mask, rows, VEC: tl.constexpr
     return x
 
 
+@triton.jit
+def _head(x_ptr, residual_ptr, x_row, r_row, col, row, rows, N: tl.constexpr, VEC: tl.constexpr,
+          X_BYTES: tl.constexpr, ALIGNED: tl.constexpr, HAS_RESIDUAL: tl.constexpr,
+          INTERPRET: tl.constexpr):  # fmt: skip
+    """One block of the first ``N`` elements of a row, zero behind them.
+
+    ``variance_size`` may end within a vector. The row does not, so whole vectors are read: a mask that splits one
+    would break the promise of ``inside``.
+    """
+    WHOLE: tl.constexpr = (N + VEC - 1) // VEC * VEC
+    mask = inside(col, row, rows, WHOLE, 1, VEC)
+    x = _block(
+        x_ptr, residual_ptr, x_row, r_row, col, mask, rows, VEC, X_BYTES, ALIGNED, HAS_RESIDUAL, INTERPRET
+    )
+    if WHOLE != N:
+        x = tl.where(col < N, x, 0.0)
+    return x
+
+
 @triton.jit(do_not_specialize=ARGUMENTS, do_not_specialize_on_alignment=ARGUMENTS)
 def rms_two_pass(
     x_ptr, residual_ptr, w_ptr, y_ptr, sum_ptr, rows, inner,
@@ -302,37 +321,15 @@ def rms_two_pass(
     if PDL:
         gdc_wait()
     col = columns(CHUNKS, HALVES, 1, SPAN, PIECE)
-    x = _block(
-        x_ptr,
-        residual_ptr,
-        x_row,
-        r_row,
-        col,
-        inside(col, row, rows, N, 1, VEC),
-        rows,
-        VEC,
-        X_BYTES,
-        ALIGNED,
-        HAS_RESIDUAL,
-        INTERPRET,
-    )
+    x = _head(
+        x_ptr, residual_ptr, x_row, r_row, col, row, rows, N, VEC, X_BYTES, ALIGNED, HAS_RESIDUAL, INTERPRET
+    )  # fmt: skip
     part = thread_sums(x * x, HALVES, PIECE)
     for b in range(1, BLOCKS):
         at = col + b * (HALVES * CHUNKS * SPAN)
-        x = _block(
-            x_ptr,
-            residual_ptr,
-            x_row,
-            r_row,
-            at,
-            inside(at, row, rows, N, 1, VEC),
-            rows,
-            VEC,
-            X_BYTES,
-            ALIGNED,
-            HAS_RESIDUAL,
-            INTERPRET,
-        )
+        x = _head(
+            x_ptr, residual_ptr, x_row, r_row, at, row, rows, N, VEC, X_BYTES, ALIGNED, HAS_RESIDUAL, INTERPRET
+        )  # fmt: skip
         part = part + thread_sums(x * x, HALVES, PIECE)
     if CANONICAL:
         total = row_sums(part, 1, WARPS)
