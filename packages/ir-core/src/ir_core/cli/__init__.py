@@ -62,7 +62,11 @@ def main(argv: Sequence[str] | None = None) -> None:
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115  for the rest of the process
     output.ends_with_its_pipe = argv is None
     try:
-        app(args=words, prog_name="ir-core")
+        with output.delivered():
+            app(args=words, prog_name="ir-core")
+    except output.UndeliveredError as error:  # nothing more can be written there
+        output.show_error(error, as_json=False)
+        sys.exit(ERROR)
     except IrError as error:
         output.show_error(error, as_json="--json" in words)
         sys.exit(ERROR)

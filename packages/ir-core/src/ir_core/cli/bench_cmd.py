@@ -68,6 +68,8 @@ def bench(
 
 def show(result: dict[str, Any]) -> None:
     """Print the cases as a table."""
+    from ir_core.cli.bench_plot import WILD, wild
+
     console = output.out()
     console.print(f"{result['op']}, {result['dtype']}, on {result['machine']['target']}", markup=False)
     rows = [
@@ -75,7 +77,7 @@ def show(result: dict[str, Any]) -> None:
             "x".join(map(str, case["shape"])),
             case["provider"],
             f"{case['microseconds']:.1f}",
-            f"{case['spread']:.0%}",
+            output.styled(f"{case['spread']:.0%} (!)", "bold red") if wild(case) else f"{case['spread']:.0%}",
             f"{case['gigabytes_per_second']:.1f}",
             f"{case['share_of_copy']:.0%}",
         )
@@ -86,5 +88,7 @@ def show(result: dict[str, Any]) -> None:
     console.print(
         output.table("shape", "provider", "µs", "spread", "GB/s", "of the device's copy", rows=rows)
     )
+    if any(map(wild, result["cases"])):
+        output.note(f"(!): the samples spread over more than {WILD:.0%}; measure again on an idle machine.")
     for text in result["notes"]:
         output.note(text)

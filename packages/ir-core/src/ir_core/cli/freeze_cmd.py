@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json as json_module
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -38,7 +39,7 @@ def selected(
             args = arguments.fake_arguments(op, options.parse_shape(shape), options.parse_dtype(dtype), where)
             provider = select(op, requirement, target, args, full=False).provider
             ops[name] = lock_file.describe(op.impls[provider], provider=providers)
-    return {"format": lock_file.LOCK_FORMAT, "ops": ops}
+    return {"format": lock_file.LOCK_FORMAT, "batch_invariant": requirement.batch_invariant, "ops": ops}
 
 
 def freeze(
@@ -70,11 +71,16 @@ def freeze(
     """Write what runs now (op, order, provider, distribution, version, digest) as a lock file for IR_LOCK.
 
     An entry with an order holds for every implementation of that order, unless --providers locks each provider.
-    Without --output the lock file goes to stdout. With --check, exits with 1 when something differs.
+    Without --output the lock file goes to stdout. With --check, exits with 1 when something differs; it asks for what
+    the lock file was written for, unless --batch-invariant or --any says otherwise.
     """
     from ir_core import lock_file
 
     before = None if check is None else lock_file.read(check)
+    if check is not None and batch_invariant is None:
+        batch_invariant = json_module.loads(check.read_text("utf-8")).get("batch_invariant")
+    if write is not None:
+        output.check_folder(write)
     lock = selected(shape, dtype, device, batch_invariant, providers)
     if before is not None:
         differences = compare(before, lock["ops"])

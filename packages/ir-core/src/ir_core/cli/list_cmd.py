@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 def describe(impl: IrOpImpl) -> dict[str, Any]:
     """One implementation as plain data; none of its code is imported."""
     from ir_core import platforms
+    from ir_core.verification.session import conditional
 
     verdicts = {t.device: impl.requires.check(t) for t in platforms.targets()}
     return {
@@ -23,6 +24,7 @@ def describe(impl: IrOpImpl) -> dict[str, Any]:
         "distribution": impl.distribution,
         "version": impl.version,
         "batch_invariant": impl.batch_invariant,
+        "conditional": conditional(impl.op.name, impl.provider),
         "inplace": impl.inplace,
         "opaque": impl.opaque,
         "requires": str(impl.requires),
@@ -87,7 +89,9 @@ def show(ops: list[dict[str, Any]]) -> None:
             (
                 f"  {impl['provider']}",
                 f"{impl['distribution']} {impl['version']}".strip(),
-                output.yes_no(impl["batch_invariant"]),
+                output.styled("conditional", "yellow")
+                if impl["conditional"]
+                else output.yes_no(impl["batch_invariant"]),
                 output.yes_no(impl["runs_here"]),
                 "yes" if impl["inplace"] else "no",
                 impl["requires"],

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import signal
@@ -54,6 +55,37 @@ def print_json(data: Any) -> None:
     """Print data as JSON on stdout."""
     _mind_the_pipe()
     sys.stdout.write(json.dumps(data, indent=2) + "\n")
+
+
+class UndeliveredError(IrError, OSError):
+    """Standard output takes no more data."""
+
+
+@contextlib.contextmanager
+def delivered() -> Iterator[None]:
+    """Make sure that what the block printed has arrived: a full disk is an error, not a lost result.
+
+    Raises:
+        UndeliveredError: it has not; what is left is thrown away.
+    """
+    try:
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
+    except OSError as error:
+        if isinstance(error, IrError) or error.errno not in _FULL:
+            raise
+        with contextlib.suppress(OSError, ValueError):  # else the end of the process would try once more
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise UndeliveredError(
+            "Standard output cannot be written.",
+            why=f"{error.strerror or error}.",
+            fix="Print into another file, or make room.",
+        ) from error
+
+
+_FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO})
 
 
 class _FileError(IrError, OSError):

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import json as json_module
 import re
+from collections.abc import Sequence
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
@@ -18,13 +20,20 @@ if TYPE_CHECKING:
     from ir_core.verification.certificate import Certificate
     from ir_core.verification.session import Report
 
+
+class Require(StrEnum):
+    """The least verdict that is asked for."""
+
+    CERTIFIED = "certified"
+
+
 STYLES: Final = {"certified": "green", "refuted": "red", "inconclusive": "yellow"}
 
 
 def parse_seconds(text: str) -> float:
     """``"60s"``, ``"10m"``, ``"1h"`` or ``"60"`` as seconds."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(s|m|min|h)?", text.strip().lower())
-    if not match:
+    if not match or not float(match[1]):
         raise typer.BadParameter(f"{text!r} is no time; write it as 60s, 10m or 1h")
     return float(match[1]) * {"m": 60.0, "min": 60.0, "h": 3600.0}.get(match[2] or "s", 1.0)
 
@@ -73,13 +82,19 @@ def verify(
         ),
     ] = None,
     seed: Annotated[int, typer.Option("--seed", help="Seed of the inputs.")] = 0,
+    require: Annotated[
+        Require | None,
+        typer.Option(
+            "--require", help="Exit with 1 when anything has a lesser verdict.", metavar="certified"
+        ),
+    ] = None,
     json: options.Json = False,
 ) -> None:
     """Try to refute batch invariance by bits; keep the outcome as certificates, which selection acts on.
 
-    Exits with 1 when something that is declared batch-invariant is refuted, or when --case still differs.
+    Exits with 1 when something that is declared batch-invariant is refuted, or when --case still differs. An op's own
+    native reduction keeps its bits under conditions only: that it is refuted is no failure, unless --require says so.
     """
-    from ir_core.verification import history
     from ir_core.verification import verify as run
     from ir_core.verification.session import implementations
 
@@ -87,16 +102,16 @@ def verify(
         return _export(export, json)
     if import_ is not None:
         return _import(import_, device, json)
-    history.prepare(setup or ())
+    seconds = parse_seconds(budget)
+    prepare(setup or ())
     impls = implementations(names or ())
     if case is not None:
         return _case(impls, case, device, setup or (), json)
     if report is not None:
         _need_matplotlib()
+    check_store()
     with Live(json) as live:
-        found = run(
-            impls, device=device, budget=parse_seconds(budget), seed=seed, setup=setup or (), progress=live
-        )
+        found = run(impls, device=device, budget=seconds, seed=seed, setup=setup or (), progress=live)
     if report is not None:
         with output.writing(report):
             _write_report(report, found, impls, device, seed)
@@ -104,9 +119,58 @@ def verify(
         output.print_json(found.to_dict())
     else:
         show(found)
+    lesser = [c for c in found.certificates if require and c.verdict != require]
+    if lesser or (require and not found.certificates):
+        labels = ", ".join(f"{c.label} is {c.verdict}" for c in lesser) or "nothing was verified"
+        output.note(f"--require {require}: {labels}.")
+        raise typer.Exit(FINDING)
     if found.failed:
         raise typer.Exit(FINDING)
     return None
+
+
+def prepare(setup: Sequence[str]) -> None:
+    """Import what --setup names.
+
+    Raises:
+        IrError: there is no such module or function.
+    """
+    from ir_core.errors import IrError
+    from ir_core.verification import history
+
+    try:
+        history.prepare(setup)
+    except (ImportError, AttributeError) as error:
+        raise IrError(
+            f"--setup {' --setup '.join(setup)} cannot be imported.",
+            why=f"{type(error).__name__}: {error}.",
+            fix="Name a module that Python finds here, and behind a colon a function of it.",
+        ) from error
+
+
+def check_store() -> None:
+    """Say before the work, not after it, that its certificates cannot be kept.
+
+    Raises:
+        CertificateError: their folder cannot be written.
+    """
+    import tempfile
+
+    from ir_core import env
+    from ir_core.errors import CertificateError
+    from ir_core.verification import store
+
+    folder = store.folder()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise CertificateError(
+            f"Certificates cannot be written to {folder}.",
+            why=f"{error.strerror or error}.",
+            fix=f"Set {env.IR_CACHE_DIR} to a folder that can be written.",
+        ) from error
 
 
 class Live:
@@ -149,12 +213,21 @@ class Live:
         )
 
 
+def declared(certificate: Certificate) -> str:
+    """Whether its author declares it batch-invariant: yes, no, or under conditions only."""
+    from ir_core.verification.session import conditional
+
+    if conditional(certificate.op, certificate.provider):
+        return "conditionally"
+    return "yes" if certificate.declared else "no"
+
+
 def show(found: Report) -> None:
     """Print the verdicts, then every counterexample as a paragraph."""
     rows: list[tuple[object, ...]] = [
         (
             c.label,
-            "yes" if c.declared else "no",
+            declared(c),
             output.styled(c.verdict, STYLES[c.verdict]),
             sum(c.cases.values()),
             f"{c.seconds:.1f}",
@@ -179,7 +252,12 @@ def show(found: Report) -> None:
             said = "; ".join(certificate.not_covered)
             output.note(f"{certificate.label}: changes of these go unnoticed: {said}.")
     for certificate in found.certificates:
-        if certificate.verdict == "refuted" and not certificate.declared:
+        if certificate.verdict == "refuted" and declared(certificate) == "conditionally":
+            output.note(
+                f"{certificate.label} is torch's own reduction, which keeps its bits under conditions only: "
+                "no failure. In batch-invariant mode another implementation stands before it."
+            )
+        elif certificate.verdict == "refuted" and not certificate.declared:
             output.note(
                 f"{certificate.label} does not claim to be batch-invariant; that it is not is no failure."
             )
