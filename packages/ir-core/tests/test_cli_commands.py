@@ -80,6 +80,30 @@ def test_completion_knows_the_core_ops() -> None:
     assert options.complete_dtype("b") == ["bfloat16"]
 
 
+def test_completion_knows_implementations_and_continues_a_priority() -> None:
+    assert options.complete_implementation("rms_norm/p") == ["rms_norm/portable"]
+    assert "rms_norm" in options.complete_implementation("rms")
+    assert options.complete_priority("nat") == ["native"]
+    assert options.complete_priority("native,")[0].startswith("native,")
+    assert "native,portable" in options.complete_priority("native,po")
+    assert not any(done.endswith(",native") for done in options.complete_priority("native,n"))
+
+
+@pytest.mark.parametrize(
+    ("words", "position", "expected"),
+    [
+        ("ir-core verify rms_norm/po", "2", "rms_norm/portable"),
+        ("ir-core explain rms_norm --prefer nat", "4", "native"),
+    ],
+)
+def test_shells_complete_implementations(words: str, position: str, expected: str) -> None:
+    env = {**os.environ, "_IR_CORE_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": position}
+    done = subprocess.run(
+        [sys.executable, "-m", "ir_core"], env=env, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert expected in done.stdout.split(), done.stderr
+
+
 def test_shell_completion_is_offered() -> None:
     env = {**os.environ, "_IR_CORE_COMPLETE": "complete_bash", "COMP_WORDS": "ir-core ex", "COMP_CWORD": "1"}
     done = subprocess.run(

@@ -128,4 +128,6 @@ def batch_invariant(sm: SM, label: str) -> tuple[bool, str]:
     moved = env.text(MIN_BATCH_INVARIANT_SM_VARIABLE) is not None
     origin = f"{'set by' if moved else 'see'} {MIN_BATCH_INVARIANT_SM_VARIABLE}"
     found = f"{label} is SM {format_sm(sm)}"
-    return sm >= bound, f"batch-invariant kernels need SM >= {format_sm(bound)} ({origin}), {found}"
+    if sm >= bound:
+        return True, f"{found}, and batch-invariant kernels run from SM {format_sm(bound)} on ({origin})"
+    return False, f"batch-invariant kernels need SM >= {format_sm(bound)} ({origin}), {found}"

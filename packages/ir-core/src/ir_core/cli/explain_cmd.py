@@ -24,7 +24,12 @@ def explain(
     batch_invariant: options.BatchInvariant = None,
     prefer: Annotated[
         str | None,
-        typer.Option("--prefer", help="Priority list, as if set for this op.", metavar="PROVIDER,PROVIDER"),
+        typer.Option(
+            "--prefer",
+            help="Priority list, as if set for this op.",
+            autocompletion=options.complete_priority,
+            metavar="PROVIDER,PROVIDER",
+        ),
     ] = None,
     arg: options.Assign = None,
     json: options.Json = False,

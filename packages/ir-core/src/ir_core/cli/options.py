@@ -24,17 +24,43 @@ _SHORT: Final = {
 }
 
 
-def complete_op(incomplete: str) -> list[str]:
-    """Names of ops, those of installed packs included, that begin so."""
+def _offered() -> dict[str, set[str]]:
+    """Providers by op, those of installed packs included; read from the packs' data, without their code."""
     from importlib_metadata import entry_points
 
-    names = set(CORE_OPS)
+    found = {name: {"native", "portable"} for name in CORE_OPS}
     for point in entry_points(group="ir_core.kernels"):
         try:
-            names.update(point.load()["ops"])
+            pack = point.load()
+            for name in pack.get("ops", {}):
+                found.setdefault(name, {"native"})
+            for spec in pack.get("implementations", ()):
+                found.setdefault(spec["op"], {"native"}).add(spec["provider"])
         except Exception:  # a broken pack completes nothing
             continue
-    return sorted(name for name in names if name.startswith(incomplete))
+    return found
+
+
+def complete_op(incomplete: str) -> list[str]:
+    """Names of ops, those of installed packs included, that begin so."""
+    return sorted(name for name in _offered() if name.startswith(incomplete))
+
+
+def complete_implementation(incomplete: str) -> list[str]:
+    """Ops that begin so, and once an op is written out, its implementations: ``rms_norm/portable``."""
+    offered = _offered()
+    if "/" not in incomplete:
+        return sorted(name for name in offered if name.startswith(incomplete))
+    op = incomplete.partition("/")[0]
+    labels = (f"{op}/{provider}" for provider in offered.get(op, ()))
+    return sorted(label for label in labels if label.startswith(incomplete))
+
+
+def complete_priority(incomplete: str) -> list[str]:
+    """A list of providers, continued by those that begin as its last part does and are not in it yet."""
+    before, comma, last = incomplete.rpartition(",")
+    providers = set().union(*_offered().values()) - set(before.split(","))
+    return sorted(before + comma + name for name in providers if name.startswith(last))
 
 
 def complete_dtype(incomplete: str) -> list[str]:

@@ -44,6 +44,7 @@ def verify(
         typer.Argument(
             help="Ops (rms_norm) or implementations (rms_norm/portable); by default everything installed.",
             metavar="NAME",
+            autocompletion=options.complete_implementation,
         ),
     ] = None,
     budget: Annotated[str, typer.Option("--budget", help="Time for all of it.", metavar="60s")] = "60s",
