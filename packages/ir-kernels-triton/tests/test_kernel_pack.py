@@ -50,7 +50,24 @@ def test_claims() -> None:
         inplace = op == "fused_add_rms_norm"
         assert claims[op, "triton_batch_invariant"] == (True, inplace, True)
         assert claims[op, "triton"] == (False, inplace, True)
-    assert len(claims) == 6
+    assert (
+        claims["linear", "triton_batch_invariant"] == claims["linear", "triton_fp32"] == (True, False, True)
+    )
+    assert len(claims) == 8
+
+
+def test_linear_is_offered_where_its_order_was_seen() -> None:
+    """Interpreted: chain16 for 16-bit numbers, fma_chain for float32; each refuses the other's dtype."""
+    orders = {o["provider"]: o["order"] for o in PACK["implementations"] if o["op"] == "linear"}
+    assert orders == {"triton_batch_invariant": "chain16", "triton_fp32": "fma_chain"}
+    half, single = torch.zeros(2, 8, dtype=torch.bfloat16), torch.zeros(2, 8)
+    assert ask("linear", half, half) is None and ask("linear", half[None], half, half[0]) is None
+    assert ask("linear", single, single) == (
+        "chain16 is defined for float16 and bfloat16, and x is torch.float32"
+    )
+    op = ir_core.IrOp.registry["linear"]
+    refused = facts.ask(predicates.linear_fp32, op.params, op.activations, op.bind((half, half), {}), [])
+    assert refused == "fma_chain is defined for float32, and x is torch.bfloat16"
 
 
 def ask(name: str, *args: object) -> str | None:

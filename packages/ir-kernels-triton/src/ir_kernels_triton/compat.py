@@ -44,7 +44,10 @@ def source(spec: KernelSpec) -> ASTSource:
     """What the compiler compiles: the same for every call, every device and the static proof."""
     signature = dict(spec.signature) | {name: "constexpr" for name, _ in spec.constants}
     fn = jit_function(spec)
-    return ASTSource(fn, {name: signature[name] for name in fn.arg_names}, dict(spec.constants), {})
+    kind: Any = ASTSource
+    if getattr(fn, "is_gluon", bool)():  # a kernel with explicit layouts
+        kind = importlib.import_module("triton.experimental.gluon._runtime").GluonASTSource
+    return kind(fn, {name: signature[name] for name in fn.arg_names}, dict(spec.constants), {})
 
 
 def compile_for(spec: KernelSpec, target: Any) -> Any:

@@ -43,6 +43,30 @@ def _implementation(
     }
 
 
+INTERPRETED: Final = "cpu, triton_interpreter"
+"""Where linear is offered: SM 9.0, for which its kernels were made, follows when their GPU tests have run in this form."""
+
+LINEAR: Final = (
+    *("linear", "linear_config", "linear_stream_kernel", "linear_tile_kernel", "chain16_dot"),
+    *("tree", "kernel_spec", "arguments", "launcher", "compat"),
+)
+"""Modules behind linear."""
+
+
+def _linear(provider: str, predicate: str, order: str) -> dict[str, Any]:
+    return {
+        "op": "linear",
+        "provider": provider,
+        "impl": "ir_kernels_triton.linear:linear_batch_invariant",
+        "batch_invariant": True,
+        "opaque": True,
+        "order": order,
+        "requires": INTERPRETED,
+        "supports_args": f"ir_kernels_triton.predicates:{predicate}",
+        "sources": ["ir_core.ops.matmul", *(f"ir_kernels_triton.{name}" for name in LINEAR)],
+    }
+
+
 PACK: Final[dict[str, Any]] = {
     "api": 1,
     "name": "triton",
@@ -54,5 +78,9 @@ PACK: Final[dict[str, Any]] = {
             _implementation("fused_add_rms_norm", provider, "rms_norm", *RMS_KERNELS, inplace=True),
             _implementation("gelu_and_mul_sparse", provider, "gelu_and_mul_sparse", *GELU_KERNELS),
         )
+    ]
+    + [
+        _linear("triton_batch_invariant", "linear", "chain16"),
+        _linear("triton_fp32", "linear_fp32", "fma_chain"),
     ],
 }

@@ -52,3 +52,19 @@ def gelu_and_mul_sparse(x: Any, std_multiplier: float, approximate: str = "none"
     if approximate not in ("none", "tanh"):
         return f"approximate must be 'none' or 'tanh', it is {approximate!r}"
     return True
+
+
+def linear(x: Any, weight: Any, bias: Any = None) -> bool | str:
+    """``supports_args`` of linear in the order ``chain16``, which is defined for 16-bit numbers."""
+    return (
+        True
+        if str(x.dtype) in _NAMES[:2]
+        else f"chain16 is defined for float16 and bfloat16, and x is {x.dtype}"
+    )
+
+
+def linear_fp32(x: Any, weight: Any, bias: Any = None) -> bool | str:
+    """``supports_args`` of linear in the order ``fma_chain``."""
+    return (
+        True if str(x.dtype) == "torch.float32" else f"fma_chain is defined for float32, and x is {x.dtype}"
+    )

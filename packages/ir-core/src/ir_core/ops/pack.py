@@ -9,16 +9,27 @@ _PORTABLE: Final = {
     "gelu_and_mul_sparse": "activation:gelu_and_mul_sparse_portable",
 }
 
+_LINEAR: Final = {
+    "op": "linear",
+    "provider": "portable",
+    "impl": "ir_core.ops.matmul:linear_portable",
+    "batch_invariant": True,
+    "opaque": True,
+    "sources": ("ir_core.ops.chain16", "ir_core.ops.fma_chain"),
+}
+
 PACK: Final[dict[str, Any]] = {
     "api": 1,
     "name": "core",
     "ops": {
         "fused_add_rms_norm": "ir_core.ops.layernorm:fused_add_rms_norm",
         "gelu_and_mul_sparse": "ir_core.ops.activation:gelu_and_mul_sparse",
+        "linear": "ir_core.ops.matmul:linear",
         "rms_norm": "ir_core.ops.layernorm:rms_norm",
     },
     "implementations": [
         {"op": op, "provider": "portable", "impl": f"ir_core.ops.{place}", "order": "tree"}
         for op, place in _PORTABLE.items()
-    ],
+    ]
+    + [_LINEAR],
 }

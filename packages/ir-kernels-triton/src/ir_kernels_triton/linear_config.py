@@ -1,0 +1,188 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How linear is launched: which kernel and which tile, by rows, N and K.
+
+Rows may decide here, as they may not for the norms: all these kernels have one order (``chain16``), so no choice below
+can change a bit. Microseconds were measured on an H200 (bf16, CUDA graph, weights rotating through more than the L2
+cache) by ``benchmarks/tune_linear.py``, which measures the alternatives on a device.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Final
+
+from ir_kernels_triton.kernel_spec import ITEMSIZE, KernelSpec
+
+PROCESSORS: Final = 132
+"""Programs that run at once, one a processor (H100, H200)."""
+SHARED_BYTES: Final = 226 << 10
+"""Shared memory of a program at most (227 KiB, and some for the compiler)."""
+STREAM_ROWS: Final = 64
+"""Up to this many rows the weights stream once. With 128 rows of 4096x1024 by tiles takes 5.3 us, by stream 5.4."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """A launch of ``linear_stream``: see there for the fields."""
+
+    R: int
+    BT: int
+    BK: int
+    STAGES: int
+    WHOLE: bool
+    TOUCH: bool
+    START: int
+    WARPS: int = 4
+
+    @property
+    def shared(self) -> int:
+        """Bytes of shared memory."""
+        behind = max(16 * self.WARPS // self.R - 1, 0) * self.R * 128
+        return self.STAGES * (self.BK // 64) * (self.R + self.BT) * 128 + behind
+
+    def programs(self, rows: int, n: int) -> int:
+        """Programs of a launch."""
+        return -(-n // self.R) * -(-rows // self.BT)
+
+
+@dataclass(frozen=True, slots=True)
+class Bulk:
+    """A launch of ``linear_bulk``."""
+
+    BM: int
+    BN: int
+    BK: int
+    stages: int
+    warps: int
+    FLATTEN: bool
+    HALVES: bool
+    GROUP: int = 8
+
+    def programs(self, rows: int, n: int) -> int:
+        """Programs of a launch."""
+        return min(-(-rows // self.BM) * -(-n // self.BN), PROCESSORS)
+
+
+def stream(rows: int, n: int, k: int) -> Stream:
+    """The launch of ``linear_stream`` for up to ``STREAM_ROWS`` rows.
+
+    Few weight rows a program, so that all processors read: 1024x2048 at 8 rows takes 2.99 us with 16, 3.16 with 32 and
+    over 4 with 64; 4096x1024 3.38 with 32, 3.57 with 16; 24576x4096 46.7 with 32 or 64. All of K in flight where it
+    fits (1024x2048 at 8 rows 2.99 us, by stages 3.4). Weights are touched before the wait while a launch is one wave,
+    more or less (four layers of Qwen3-0.6B at 8 rows: 15.6 us, untouched 17.1); beyond, touching all of them at once
+    takes half as long again (24576x4096: 70 us).
+    """
+    bt = max(8, 1 << (min(rows, STREAM_ROWS) - 1).bit_length())
+    touch = n * k <= 1 << 26
+    if n <= 2048:
+        bt = min(bt, 32)  # more programs: 64 rows of 1024x3072 take 7.5 us, in one tile of rows 7.8
+        order = [(16, 256, k // 256, True)] if k % 256 == 0 and 1 <= k // 256 <= 12 else []
+        order += [(32, 256, 6, False), (16, 256, 5, False), (32, 128, 8, False)]
+    elif n <= 4096 or (n <= 16384 and k <= 1024):
+        order = [(32, 256, k // 256, True)] if k % 256 == 0 and 1 <= k // 256 <= 4 else []
+        order += [(32, 256, 6, False), (32, 128, 8, False)]
+        if n > 4096 and bt > 16:
+            order = [(64, 128, 6, False)]
+    elif n <= 16384 and bt <= 8:
+        order = [(16, 256, 5, False), (64, 128, 6, False)]
+    elif bt <= 8:
+        order = [(32, 128, 6, False), (64, 128, 6, False)]
+    else:
+        order = [(64, 128, 8, False), (64, 128, 6, False)]
+    order += [(16, 128, 6, False), (16, 128, 4, False), (16, 64, 4, False), (16, 64, 3, False)]
+    for r, bk, stages, whole in order:
+        found = Stream(r, bt, bk, stages, whole, touch, 1)
+        if (whole or (stages - 2) * bk <= max(k, 64)) and found.shared <= SHARED_BYTES:
+            return found
+    raise AssertionError("unreachable: the last tile is small enough")
+
+
+BULK: Final = (
+    (Bulk(128, 256, 64, 3, 8, True, True), 1.0),
+    (Bulk(128, 128, 64, 5, 4, True, True), 0.97),
+    (Bulk(64, 128, 128, 4, 4, True, False), 0.85),
+    (Bulk(64, 64, 128, 5, 4, True, False), 0.80),
+)
+"""Tiles of ``linear_bulk``, each with its rate while all processors work, as a share of the first's; fitted to 45
+shapes of 64 to 4096 rows, where the tile that this chooses takes 1.7% (geometric mean) longer than the best of 19."""
+BULK_START: Final = 1035
+"""What a tile costs besides its outputs, in outputs of the first tile; fitted with them."""
+
+
+def bulk(rows: int, n: int) -> Bulk:
+    """The launch of ``linear_bulk``: the tile for which the last wave of programs wastes least."""
+
+    def cost(choice: tuple[Bulk, float]) -> float:
+        tile, rate = choice
+        waves = -(-(-(-rows // tile.BM) * -(-n // tile.BN)) // PROCESSORS)
+        return waves * (BULK_START + tile.BM * tile.BN / rate)
+
+    return min(BULK, key=cost)[0]
+
+
+_POINTERS: Final = ("x_ptr", "w_ptr", "b_ptr", "y_ptr")
+
+
+def stream_spec(choice: Stream, k: int, dtype: str, *, bias: bool) -> KernelSpec:
+    """The kernel of a launch of ``linear_stream``; of K only whether it is a multiple of the step matters."""
+    integers = ("rows", "N", "K", "x_row", "w_row", "y_row")
+    constants = {
+        "R": choice.R,
+        "BT": choice.BT,
+        "BK": choice.BK,
+        "STAGES": choice.STAGES,
+        "WHOLE": choice.WHOLE,
+        "EVEN": k % choice.BK == 0,
+        "TOUCH": choice.TOUCH,
+        "START": choice.START,
+        "HAS_BIAS": bias,
+        "WARPS": choice.WARPS,
+    }
+    return _spec("linear_stream_kernel", "linear_stream", dtype, integers, constants, choice.WARPS, pdl=True)
+
+
+def tile_spec(rows: int, dtype: str, *, aligned: bool, bias: bool, interpret: bool) -> KernelSpec:
+    """The kernel of a launch of ``linear_tile``: small tiles, for whatever the others do not take."""
+    bm, bn, bk, stages, warps = (16, 64, 64, 4, 4) if rows <= 16 else (64, 64, 64, 4, 4)
+    if dtype == "fp32":
+        bm, bn, bk, stages, warps = 16, 64, 32, 3, 4
+    if interpret:
+        bm, bn, bk, stages, warps = 16, 16, 32, 1, 4
+    integers = ("rows", "N", "K", "x_row", "x_column", "w_row", "w_column", "y_row")
+    constants: dict[str, Any] = {
+        "BM": bm,
+        "BN": bn,
+        "BK": bk,
+        "STAGES": stages,
+        "ALIGNED": aligned,
+        "HAS_BIAS": bias,
+        "INTERPRET": interpret,
+    }
+    return _spec(
+        "linear_tile_kernel", "linear_tile", dtype, integers, constants, warps, fp_fusion=dtype == "fp32"
+    )
+
+
+def _spec(
+    module: str,
+    kernel: str,
+    dtype: str,
+    integers: tuple[str, ...],
+    constants: dict[str, Any],
+    warps: int,
+    *,
+    pdl: bool = False,
+    fp_fusion: bool = False,
+) -> KernelSpec:
+    assert dtype in ITEMSIZE
+    signature = [(name, f"*{dtype}") for name in _POINTERS]
+    signature += [(name, "i32" if name in ("rows", "N", "K") else "i64") for name in integers]
+    return KernelSpec(
+        module=f"ir_kernels_triton.{module}",
+        kernel=kernel,
+        signature=tuple(signature),
+        constants=tuple(constants.items()),
+        num_warps=warps,
+        fp_fusion=fp_fusion,
+        pdl=pdl,
+    )
