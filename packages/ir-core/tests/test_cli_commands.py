@@ -406,3 +406,10 @@ def test_logs_obey_torch_logs_and_there_is_no_handler_of_our_own() -> None:
     assert told.returncode == 0, told.stderr
     assert told.stdout.strip() == "10"
     assert "portable" in told.stderr
+
+
+def test_what_the_generator_takes_can_be_given_too(capsys: pytest.CaptureFixture[str]) -> None:
+    """The rows of a weight are no parameter of linear; its input generator takes them."""
+    found = data(capsys, "explain", "linear", "--shape", "8x64", "--arg", "out=48", "--batch-invariant")
+    assert found["arguments"]["weight"] == "bfloat16[48x64]" and found["arguments"]["bias"] == "None"
+    assert run(capsys, "explain", "linear", "--arg", "outs=48")[0] == 2

@@ -128,7 +128,7 @@ def test_bad_arguments(device):
     x, weight, bias = operands(device, BF16, 2, 4, 8)
     with pytest.raises(ValueError, match="'weight' has the shape"):
         run(x, weight[:, :7])
-    with pytest.raises(ValueError, match="'weight' is torch.float32"):
+    with pytest.raises(ValueError, match=r"'weight' is torch\.float32"):
         run(x, weight.float())
     with pytest.raises(ValueError, match="'bias' has the shape"):
         run(x, weight, bias[:3])

@@ -44,7 +44,7 @@ def _implementation(
 
 
 INTERPRETED: Final = "cpu, triton_interpreter"
-"""Where linear is offered: SM 9.0, for which its kernels were made, follows when their GPU tests have run in this form."""
+"""Where linear is offered. SM 9.0, for which the kernels were made, follows when their GPU tests have run like this."""
 
 LINEAR: Final = (
     *("linear", "linear_config", "linear_stream_kernel", "linear_tile_kernel", "chain16_dot"),
@@ -59,6 +59,7 @@ def _linear(provider: str, predicate: str, order: str) -> dict[str, Any]:
         "provider": provider,
         "impl": "ir_kernels_triton.linear:linear_batch_invariant",
         "batch_invariant": True,
+        "inplace": False,
         "opaque": True,
         "order": order,
         "requires": INTERPRETED,

@@ -31,15 +31,16 @@ def fake_arguments(
     rows of ``shape[-1]`` elements; without a generator a tensor has one dimension of that length.
 
     Args:
-        given: values of single parameters; for a tensor only ``None``.
+        given: values of single parameters; for a tensor only ``None``. Also of what the op's input generator takes
+            beside rows, length and dtype: ``out=6144`` for the rows of a weight.
     """
     given = dict(given or {})
-    if unknown := sorted(set(given) - set(op.params)):
-        raise typer.BadParameter(
-            f"{op.name} has no parameter {', '.join(unknown)}; it has {', '.join(op.params)}"
-        )
+    more = _generator_parameters(op)
+    if unknown := sorted(set(given) - set(op.params) - set(more)):
+        known = ", ".join(dict.fromkeys((*op.params, *more)))
+        raise typer.BadParameter(f"{op.name} has no parameter {', '.join(unknown)}; it has {known}")
     with FakeTensorMode(), torch.device(device):
-        example = _generated(op, shape[-1], dtype)
+        example = _generated(op, shape[-1], dtype, {name: given[name] for name in more if name in given})
         values: list[Any] = []
         for name, parameter in op.signature.parameters.items():
             tensor = name in op.tensor_params
@@ -50,6 +51,8 @@ def fake_arguments(
                 values.append(given[name])
             elif name in op.activations:
                 values.append(torch.empty(shape, dtype=dtype))
+            elif tensor and name in example and example[name] is None:
+                values.append(None)
             elif tensor:
                 like = example.get(name)
                 size = tuple(like.shape) if isinstance(like, torch.Tensor) else shape[-1:]
@@ -77,12 +80,20 @@ def _check(name: str, annotation: Any, value: Any) -> None:
         raise typer.BadParameter(f"{name} is {value!r}, and takes {wanted}")
 
 
-def _generated(op: IrOp, last: int, dtype: torch.dtype) -> dict[str, Any]:
+def _generator_parameters(op: IrOp) -> list[str]:
+    """What the op's input generator takes that the op does not."""
+    if op.input_generator is None:
+        return []
+    own = ("num_tokens", "hidden_size", "dtype", "device", *op.params)
+    return [name for name in inspect.signature(op.input_generator).parameters if name not in own]
+
+
+def _generated(op: IrOp, last: int, dtype: torch.dtype, more: dict[str, Any]) -> dict[str, Any]:
     """What the op's input generator makes, by parameter; empty if it makes nothing of fake tensors."""
     if not op.has_input_generator:
         return {}
     try:
-        made = op.generate_inputs(num_tokens=2, hidden_size=last, dtype=dtype)
+        made = op.generate_inputs(num_tokens=2, hidden_size=last, dtype=dtype, **more)
         return dict(zip(op.params, op.bind(made, {}), strict=True))
     except Exception:  # a generator may look at values, which fake tensors do not have
         return {}

@@ -47,17 +47,17 @@ REFERENCES: Final[dict[torch.dtype, Callable[[Tensor, Tensor], Tensor]]] = {
 ORDERS: Final = (
     Order(
         "chain16",
-        "fp16 and bf16. K is padded with zeros to a multiple of 16, and a float32 accumulator is +0 at first. For each 16 "
-        "products in ascending k: the products are exact, their exponents those of the operands added; all 17 terms are "
-        "cut off toward zero 25 bits below the unit of the largest exponent, added exactly, and the sum is rounded to "
-        "float32 toward zero. The bias is added in float32, and the result rounded once. docs/orders.md has each step.",
+        "fp16 and bf16. K is padded with zeros to a multiple of 16, and a float32 accumulator is +0 at first. For each "
+        "16 products in ascending k: the products are exact, their exponents those of the operands added; all 17 terms "
+        "are cut off toward zero 25 bits below the unit of the largest exponent and added exactly; the sum is rounded "
+        "to float32 toward zero. The bias is added in float32, and the result rounded once. See docs/orders.md.",
         requires=parse_requirement("sm>=9.0, sm<10.0 | cpu"),
         dtypes=(torch.float16, torch.bfloat16),
     ),
     Order(
         "fma_chain",
-        "float32. The accumulator is +0 at first; for each k in ascending order it becomes fma(x[k], w[k], accumulator), "
-        "rounded once to nearest even. The bias is added in float32.",
+        "float32. The accumulator is +0 at first; for each k in ascending order it becomes "
+        "fma(x[k], w[k], accumulator), rounded once to nearest even. The bias is added in float32.",
         dtypes=(torch.float32,),
     ),
     Order(
