@@ -32,7 +32,7 @@ REQUIRED = frozenset(filter(None, os.environ.get("IR_REQUIRE_KINDS", "").split("
 def clean_settings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Unset the project's variables, and keep certificates out of the user's cache."""
     with pytest.MonkeyPatch.context() as patch:
-        for name in SETTINGS:
+        for name in (*SETTINGS, "COLUMNS"):  # the width of the terminal that the tests were started from
             patch.delenv(name, raising=False)
         patch.setenv("IR_CACHE_DIR", str(tmp_path_factory.mktemp("ir-cache")))
         yield

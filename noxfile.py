@@ -129,15 +129,16 @@ def pytest(session: nox.Session, *args: str, require: str = "", **env: str) -> N
     session.run("python", "-m", "pytest", *args, env={"IR_REQUIRE_KINDS": require, **env})
 
 
-def run_tests(session: nox.Session, *paths: str, interpreted: bool) -> None:
+def run_tests(session: nox.Session, *paths: str, interpreted: bool, slow: bool = True) -> None:
     """All tests under ``paths`` that need no GPU and no vLLM; ``interpreted``: Triton's are among them.
 
     Triton decides when a kernel is decorated whether it is compiled or interpreted, so the interpreted
     tests have a process of their own.
     """
-    pytest(session, "-m", f"{NO_HARDWARE} and not interpreter", *paths, *session.posargs)
+    wanted = NO_HARDWARE if slow else f"{NO_HARDWARE} and not slow"
+    pytest(session, "-m", f"{wanted} and not interpreter", *paths, *session.posargs)
     if interpreted:
-        selection = f"{NO_HARDWARE} and interpreter"
+        selection = f"{wanted} and interpreter"
         pytest(
             session, "-m", selection, *paths, *session.posargs, require="interpreter", TRITON_INTERPRET="1"
         )
@@ -167,14 +168,14 @@ def tests(session: nox.Session) -> None:
 @nox.session
 @nox.parametrize("dist", [nox.param(dist, id=dist) for dist in LAYERS])
 def layer(session: nox.Session, dist: str) -> None:
-    """One distribution alone, from its wheel: the higher layers are absent and its own tests pass."""
+    """One distribution alone, from its wheel: without the higher layers its own tests pass, the slow ones aside."""
     below = LAYERS[dist]
     session.run("python", "-m", "pip", "uninstall", "--quiet", "--yes", "rich", "typer", silent=True)
     install_outside(session, (dist, *below), extras=False)
     install_wheels(session, dist, *below)
     session.run("python", "-I", "tests/layer_alone.py", dist, *below)
     install_outside(session, (dist, *below), *group("tests"))
-    run_tests(session, f"packages/{dist}/tests", interpreted=dist == "ir-kernels-triton")
+    run_tests(session, f"packages/{dist}/tests", interpreted=dist == "ir-kernels-triton", slow=False)
 
 
 @nox.session

@@ -160,6 +160,7 @@ def test_gradient() -> None:
     assert x.grad is not None and torch.equal(x.grad, torch.ones(3, 300))
 
 
+@pytest.mark.slow
 def test_compiled_bits_are_eager_bits() -> None:
     """On a CPU: with dynamic rows, one compilation serves all, and the bits stay."""
     compiled = torch.compile(canonical_rstd, dynamic=True, fullgraph=True)

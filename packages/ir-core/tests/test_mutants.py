@@ -19,6 +19,8 @@ from ir_core.verification.session import target_for
 # A limit only: the planned cases of all mutants take about 30 s of processor time, one thread.
 SECONDS = 400.0
 HONEST = ("canonical", "row_by_row", "keeps_weights", "add_in_place", "polynomial_softmax")
+pytestmark = pytest.mark.slow
+
 PAGE = Path(__file__).parents[3] / "docs" / "mutants.md"
 
 

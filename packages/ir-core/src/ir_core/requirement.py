@@ -349,5 +349,5 @@ def _of_kind(target: Target) -> str:
 
 
 def _override(target: Target) -> str:
-    """Said in every reason, so that nobody takes a pretended device for the real one."""
+    """Said in every reason, so that a pretended device is not taken for a real one."""
     return f" [{target.override}]" if target.override else ""

@@ -92,7 +92,7 @@ def lock() -> str:
 
 
 def orphans() -> list[Failure]:
-    """Implementations of ops that nobody offers."""
+    """Implementations of ops that no pack offers."""
     known = set(catalog.op_names())
     return [
         _finding(pack, f"offer {spec.op}/{spec.provider}", f"UnknownOpError: there is no op '{spec.op}'")

@@ -35,7 +35,7 @@ ends_with_its_pipe = False
 
 
 def _mind_the_pipe() -> None:
-    """From now on, writing into a pipe that nobody reads ends the process without a word (exit code 141)."""
+    """From now on, writing into a pipe without a reader ends the process without a word (exit code 141)."""
     if ends_with_its_pipe and hasattr(signal, "SIGPIPE"):
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)
 

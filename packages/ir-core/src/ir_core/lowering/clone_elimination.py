@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Remove the copies that protect nothing, so that an in-place implementation works in place.
 
-A copy ``c = clone(o)`` that an in-place op writes into can go, and the op write into ``o``, if nobody can see that
+A copy ``c = clone(o)`` that an in-place op writes into can go, and the op write into ``o``, if nothing can see that
 ``o`` changes. With "alias" meaning: shares a storage, judged by the fake tensors, which overestimates:
 
 1. nothing that aliases ``o`` is used after the first write into the copy (but for the copy and its aliases);
@@ -59,7 +59,7 @@ class _Aliases:
 
 
 def eliminate_clones(graph: fx.Graph) -> tuple[int, int]:
-    """Remove the copies that lowering made and nobody needs; (removed, kept)."""
+    """Remove the copies that lowering made and nothing needs; (removed, kept)."""
     copies = [node for node in graph.nodes if DONATION in node.meta]
     if not copies:
         return 0, 0
@@ -128,7 +128,7 @@ def _removable(copy: fx.Node, aliases: _Aliases) -> bool:
         if hits_ours and (first_write is None or order[node] < first_write):
             first_write = order[node]
     if first_write is None:
-        return False  # nobody writes: not a copy of ours
+        return False  # nothing writes into it: not a copy of ours
     for alias in theirs:
         if any(user is not copy and order[user] >= first_write for user in alias.users):
             return False

@@ -124,7 +124,7 @@ def _folders(name: str) -> tuple[Path, ...]:
 def _spec(top: str) -> importlib.machinery.ModuleSpec | None:
     try:
         return importlib.util.find_spec(top)  # of a top-level name: imports nothing
-    except Exception:  # a finder of somebody's may raise anything
+    except Exception:  # a finder of another package may raise anything
         return None
 
 

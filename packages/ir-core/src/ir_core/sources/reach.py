@@ -94,7 +94,7 @@ class Reach:
             return values.text(value, self._follow)
         except values.NotPlain as error:
             self.unseen.add(f"{label}: {error.args[0]}")
-        except Exception as error:  # a repr, a property or a Mapping of somebody's
+        except Exception as error:  # a repr, a property or a Mapping of another package
             self.unseen.add(f"{label}: {type(error).__name__} while it was read")
         return "unseen"
 
@@ -194,7 +194,7 @@ class Reach:
         return modules.file_of(name) or _NOWHERE
 
     def _versioned(self, name: str) -> bool:
-        """Whether a module is Python's, torch's or Triton's own, or of an installed distribution of somebody else."""
+        """Whether a module is Python's, torch's or Triton's own, or of another installed distribution."""
         file = modules.file_of(name)
         if name == "builtins" or modules.is_versioned(name, file):
             return True

@@ -57,7 +57,7 @@ def certificate_for(impl: IrOpImpl, target: Target) -> Certificate | None:
 
 
 def evidence_for(impl: IrOpImpl, target: Target) -> Evidence | None:
-    """The evidence about ``impl`` on ``target``, or ``None`` when nobody verified it there. Never raises."""
+    """The evidence about ``impl`` on ``target``, or ``None`` when it was not verified there. Never raises."""
     if not _certificates():
         return None
     from ir_core.selection import Evidence
