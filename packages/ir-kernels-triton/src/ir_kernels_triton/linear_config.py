@@ -3,7 +3,7 @@
 
 Rows may decide here, as they may not for the norms: all these kernels have one order (``chain16``), so no choice below
 can change a bit. Microseconds were measured on an H200 (bf16, CUDA graph, weights rotating through more than the L2
-cache) by ``benchmarks/tune_linear.py``, which measures the alternatives on a device.
+cache): ``benchmarks/NOTES-linear.md``.
 """
 
 from __future__ import annotations
