@@ -186,7 +186,11 @@ def test_portable_stands_before_an_unvouched_native(op):
 def test_a_device_without_batch_invariance_gets_portable_with_its_reason(op):
     outcome = select(op, invariant(), SM75, ARGS)
     assert outcome.provider == "portable"
-    assert outcome.candidates[0].reason == SM75.batch_invariant_reason
+    first = outcome.candidates[0]
+    assert first.reason == (
+        f"{SM75.batch_invariant_reason}; a certificate of this device lifts that: "
+        f"ir-core verify {op.name}/{first.provider}"
+    )
 
 
 def test_no_reduction_no_conditions():

@@ -438,7 +438,10 @@ class _Judge:
             )
         if impl.provider not in (NATIVE, PORTABLE) and not self.target.batch_invariant:
             reason = self.target.batch_invariant_reason
-            return Rejected(reason or f"{self.target.label} does not support batch invariance")
+            reason = reason or f"{self.target.label} does not support batch invariance"
+            if impl.requires.check(self.target):
+                reason += f"; a certificate of this device lifts that: ir-core verify {self.op.name}/{impl.provider}"
+            return Rejected(reason)
         return Accepted()
 
     def vouched(self, impl: IrOpImpl) -> bool:
