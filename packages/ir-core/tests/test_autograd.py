@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 import torch
 from torch import Tensor
@@ -366,3 +368,41 @@ def test_vmap_is_one_call():
     finally:
         ops.rms_norm.unregister_impl("counting")
     assert rows == [torch.Size([5, 3, 8])]
+
+
+@pytest.mark.parametrize("elsewhere", ["after the scope", "in another thread", "in another scope"])
+def test_a_backward_runs_under_the_policy_of_its_forward(op_of_policies, elsewhere):
+    """torch runs the backward of a GPU in a thread of its own, which no scope reaches."""
+    op, seen = op_of_policies
+    x = torch.ones(2, 4, requires_grad=True)
+    with ir_core.scope(batch_invariant=True):
+        y = op(x).sum()
+    if elsewhere == "in another thread":
+        thread = threading.Thread(target=y.backward)
+        thread.start()
+        thread.join()
+    elif elsewhere == "in another scope":
+        with ir_core.scope(batch_invariant=False, strict=True):
+            y.backward()
+    else:
+        y.backward()
+    assert [(p.batch_invariant, p.strict) for p in seen] == [(True, False)]
+    assert not ir_core.current().batch_invariant
+
+
+@pytest.fixture
+def op_of_policies():
+    """An op, and the policies that its backwards ran under."""
+    seen = []
+
+    @ir_core.register_op(name="op_of_policies", has_reduction=False)
+    def op(x: Tensor) -> Tensor:
+        return x * 2
+
+    @op.register_backward
+    def backward(args, grads):
+        seen.append(ir_core.current())
+        return (grads[0] * 2,)
+
+    yield op, seen
+    op.unregister()

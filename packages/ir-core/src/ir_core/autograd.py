@@ -3,6 +3,9 @@
 
 The forward runs whatever is selected, with the same bits whether gradients are recorded or not. Forward mode (jvp) is
 that of the native implementation; ``torch.func.vmap`` of the batch dimension is one call with one more of them.
+
+A backward runs under the policy that its forward had: torch runs those of a GPU in threads of its own, which no scope
+reaches, and a scope may have ended by then.
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ from torch import Tensor
 from torch._ops import OpOverload
 from torch.autograd import forward_ad
 
-from ir_core import codegen
+from ir_core import codegen, policy
 from ir_core.meaning import Meaning
 
 _after_autograd = torch._C._after_autograd_keyset
@@ -74,6 +77,7 @@ class _BackwardOfOneLevel(torch.autograd.function._SingleLevelFunction):
     @staticmethod
     def forward(ctx: Any, op: Meaning, overload: OpOverload[..., Any], keyset: Any, *args: Any) -> Any:
         ctx.op = op
+        ctx.policy = policy.current()
         ctx.set_materialize_grads(False)
         ctx.positions = [i for i, arg in enumerate(args) if isinstance(arg, Tensor)]
         ctx.rest = [None if isinstance(arg, Tensor) else arg for arg in args]
@@ -93,11 +97,18 @@ class _BackwardOfOneLevel(torch.autograd.function._SingleLevelFunction):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> Any:
-        args = _saved(ctx)
-        backward = ctx.op.backward_fn
-        if backward is not None:
-            return (None, None, None, *backward(tuple(args), grads))
-        return (None, None, None, *_native_vjp(ctx.op, args, grads, ctx.needs_input_grad[3:]))
+        if policy.current() == ctx.policy:
+            return _gradients(ctx, grads)
+        with policy.scope(ctx.policy):
+            return _gradients(ctx, grads)
+
+
+def _gradients(ctx: Any, grads: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
+    args = _saved(ctx)
+    backward = ctx.op.backward_fn
+    if backward is not None:
+        return (None, None, None, *backward(tuple(args), grads))
+    return (None, None, None, *_native_vjp(ctx.op, args, grads, ctx.needs_input_grad[3:]))
 
 
 class _Backward(_BackwardOfOneLevel, torch.autograd.Function):

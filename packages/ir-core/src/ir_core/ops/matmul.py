@@ -6,8 +6,8 @@ Its orders, by dtype, each with its reference in ``portable``: fp16 and bf16 ``c
 in float32 (float64 for float64), and the sum is rounded once, to x's dtype and to nearest even.
 
 Gradients. That of ``x`` is ``linear(grad, weight.T)``: rows stay rows, so it is batch-invariant where ``linear`` is,
-and runs under the policy of the backward. Those of ``weight`` and ``bias`` sum over the rows, which no implementation
-can do without looking at all of them; they do it in the order of ``linear`` too, rows ascending:
+and runs under the policy that the forward had. Those of ``weight`` and ``bias`` sum over the rows, which no
+implementation can do without looking at all of them; they do it in the order of ``linear`` too, rows ascending:
 ``linear(grad.T, x.T)`` and ``linear(grad.T, ones)``. Hence they are reproducible, and the same for the same batch.
 
 Tolerance, for outputs of about 1 (the generator's: unit rows, weights of variance 1 / K). Let u be the unit roundoff of
