@@ -26,6 +26,14 @@ def test_every_constant_of_env_is_a_variable_of_the_project() -> None:
     assert set(re.findall(r'^(\w+): Final = "', text, re.MULTILINE)) == set(env.ALL)
 
 
+def test_a_page_that_offers_ir_strict_links_its_one_definition() -> None:
+    """A second description would drift from the first: other pages say what follows for their subject, and link."""
+    for page in ("use.md", "vllm.md", "verification.md", "compare.md"):
+        text = (DOCS / page).read_text()
+        assert "IR_STRICT=1" in text, page
+        assert re.search(r"IR_STRICT=1`[^\n]*\]\(reference/environment\.md\)", text), page
+
+
 @pytest.mark.parametrize("command", [command.name for command in app.registered_commands])
 def test_every_command_is_in_the_reference(command: str) -> None:
     assert f"{{command-help}} {command}\n" in (DOCS / "reference" / "commands.md").read_text()

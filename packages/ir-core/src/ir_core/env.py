@@ -25,7 +25,9 @@ IR_PACKS: Final = "IR_PACKS"
 IR_TARGET: Final = "IR_TARGET"
 """Pretend to be this target (``sm90``, ``9.0``, ``cpu``): cross-compilation and work without a GPU."""
 IR_STRICT: Final = "IR_STRICT"
-"""``1``: any fallback raises, and in batch-invariant mode only certified implementations are selected."""
+"""``1``: nothing is compromised on silently. Any fallback raises, as do an op that compiling could not lower and a
+contradiction between variables; in batch-invariant mode only certified implementations are selected. In vLLM a start
+ends where the adapter fails, or where a provider or a fusion was asked for that does not meet the requirement."""
 IR_DISABLE: Final = "IR_DISABLE"
 """``1``: ``native`` everywhere, whatever else is set. Beside ``VLLM_BATCH_INVARIANT=1`` it is a contradiction: a
 warning, and an error with ``IR_STRICT=1``."""
