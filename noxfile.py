@@ -234,20 +234,26 @@ def gpu(session: nox.Session, target: str) -> None:
 def packs(session: nox.Session) -> None:
     """Third-party and broken packs, built to wheels and all installed at once beside ours.
 
-    They are found, selected, lowered and verified here. That a pack is found in vLLM too is tested where vLLM is
-    installed anyway, from the same kind of wheel: in the vllm session.
+    They are found, selected, lowered and verified here, and so is the pack that `ir-core new-pack` writes. That a pack
+    is found in vLLM too is tested where vLLM is installed anyway, from the same kind of wheel: in the vllm session.
     """
     install_outside(session, tuple(LAYERS), *group("tests"), "hatchling")
     install_wheels(session, *LAYERS)
     folder = Path(session.create_tmp()).resolve() / "wheels"
     shutil.rmtree(folder, ignore_errors=True)
-    session.run("python", "tests/packs/build_packs.py", str(folder))
+    made = folder.with_name("made-kernels")
+    shutil.rmtree(made, ignore_errors=True)
+    with session.chdir(made.parent):
+        session.run("python", "-m", "ir_core", "new-pack", made.name)
+    session.run("python", "tests/packs/build_packs.py", str(folder), str(made))
     built = sorted(str(wheel) for wheel in folder.glob("*.whl"))
     session.install("--no-deps", "--force-reinstall", *built)
     session.install("-c", EVERYDAY, *built)  # what an example wraps
     pytest(session, "-m", "packs", "tests/packs", *session.posargs, require="packs", TRITON_INTERPRET="1")
     for example in sorted(ROOT.glob("examples/*/tests")):
         pytest(session, str(example), *session.posargs, TRITON_INTERPRET="1")
+    with session.chdir(made):  # by its own settings, as its author would
+        pytest(session, *session.posargs, TRITON_INTERPRET="1")
 
 
 @nox.session(default=False)

@@ -26,8 +26,8 @@ PAGES = sorted(
     if "_build" not in page.parts
 )
 FENCE = re.compile(r"^```(?P<kind>[\w{}-]*)[^\n]*\n(?P<body>.*?)^```$", re.MULTILINE | re.DOTALL)
-# Subcommands of ir-core that take minutes or many cores; their options are checked against --help.
-LONG = {"bench", "demo", "verify"}
+# Subcommands of ir-core that take minutes or many cores, or write a folder; their options are checked against --help.
+LONG = {"bench", "demo", "new-pack", "verify"}
 
 
 def blocks(kind: str) -> list[tuple[Path, int, str]]:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Build a wheel of every broken pack and of every example: `python tests/packs/build_packs.py <folder>`.
+"""Build a wheel of every broken pack, every example and the projects named: `build_packs.py <folder> [project ...]`.
 
 Takes the hatchling that is installed: thirteen isolated builds would be thirteen downloads of it.
 """
@@ -51,8 +51,8 @@ def build_wheel(project: Path, out: Path) -> None:
         sys.exit(f"{project.name} does not build:\n{done.stdout}{done.stderr}")
 
 
-def main(folder: str) -> None:
-    """Build everything into ``folder``."""
+def main(folder: str, *projects: str) -> None:
+    """Build everything into ``folder``, also these projects."""
     out = Path(folder).resolve()
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as work:
@@ -61,8 +61,9 @@ def main(folder: str) -> None:
             project.mkdir()
             write_project(pack, project)
             build_wheel(project, out)
-    for pyproject in sorted(EXAMPLES.glob("*/pyproject.toml")):
-        build_wheel(pyproject.parent, out)
+    examples = [pyproject.parent for pyproject in sorted(EXAMPLES.glob("*/pyproject.toml"))]
+    for project in (*examples, *map(Path, projects)):
+        build_wheel(project, out)
     print(f"{len(list(out.glob('*.whl')))} wheels in {out}")
 
 

@@ -16,7 +16,7 @@ import pytest
 import ir_core
 from ir_core.cli import main, options
 
-COMMANDS = ("list", "explain", "doctor", "bench", "freeze", "demo")
+COMMANDS = ("list", "explain", "doctor", "bench", "freeze", "demo", "new-pack")
 
 
 def run(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:

@@ -15,6 +15,7 @@ from ir_core.cli import (
     explain_cmd,
     freeze_cmd,
     list_cmd,
+    new_pack_cmd,
     verify_cmd,
 )
 
@@ -53,4 +54,5 @@ app.command("verify")(verify_cmd.verify)
 app.command("audit")(audit_cmd.audit)
 app.command("bench")(bench_cmd.bench)
 app.command("freeze")(freeze_cmd.freeze)
+app.command("new-pack")(new_pack_cmd.new_pack)
 app.command("demo")(demo_cmd.demo)
