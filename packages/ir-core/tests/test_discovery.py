@@ -417,6 +417,67 @@ def test_a_broken_op_of_a_pack(site, path: str, text: str, expected: str):
         _ = ops.t_bad_op
 
 
+OWN_PORTABLE = """
+import ir_core
+from torch import Tensor
+
+@ir_core.register_op(has_reduction=True)
+def {op}(x: Tensor) -> Tensor:
+    return x + 41
+
+def portable(x: Tensor) -> Tensor:
+    return x + 42
+"""
+
+
+def portable_pack(site, op: str, brings: bool = True, provider: str = "portable", **more) -> None:
+    """A pack that offers a reserved name, to an op that it brings or to another's."""
+    code = site.module(f"ops_portable_{site.folder.name}", OWN_PORTABLE.format(op=op))
+    spec = {"op": op, "provider": provider, "impl": f"{code}:portable", "batch_invariant": True, **more}
+    own = {op: f"{code}:{op}"} if brings else {}
+    site.pack("t-own", f"PACK = {{'api': 1, 'name': 'x', 'ops': {own!r}, 'implementations': [{spec!r}]}}\n")
+
+
+def test_a_pack_brings_portable_for_its_own_op(site):
+    portable_pack(site, "t_own_op")
+    op = ir_core.get_op("t_own_op")
+    assert list(op.impls) == ["native", "portable"]
+    assert failures() == {}
+    with ir_core.scope(batch_invariant=True):
+        assert op.dispatch(X).provider == "portable"
+        assert op(X)[0, 0] == 42
+    bound = ir_core.Target("cuda:0", "cuda", batch_invariant=False)
+    policy = ir_core.Policy(batch_invariant=True)
+    assert ir_core.select(op, policy, bound, (X,)).provider == "portable"
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"provider": "native"}, "reserved"),
+        ({"provider": "unfused"}, "reserved"),
+        ({"requires": "cpu"}, "requires cpu"),
+    ],
+)
+def test_what_a_pack_may_not_bring_for_its_own_op(site, fields: dict[str, str], expected: str):
+    portable_pack(site, "t_own_op", **fields)
+    assert list(ir_core.get_op("t_own_op").impls) == ["native"]
+    assert expected in failures()["t-own"].error
+
+
+def test_portable_of_the_op_of_another_pack_is_refused(site):
+    op_pack(site, "t-ops", "t_foreign_op")
+    portable_pack(site, "t_foreign_op", brings=False)
+    assert list(ir_core.get_op("t_foreign_op").impls) == ["native"]
+    assert "only to an op that it brings" in failures()["t-own"].error
+
+
+def test_a_pack_that_claims_to_bring_an_op_of_the_core_gets_no_portable_there(site):
+    portable_pack(site, "rms_norm")
+    assert ops.rms_norm.impls["portable"].distribution == "ir-core"
+    assert "reserved" in failures()["t-own"].error
+
+
 def test_two_packs_with_one_op_are_an_error(site):
     op_pack(site, "t-one", "t_twin_op")
     op_pack(site, "t-two", "t_twin_op")

@@ -16,7 +16,8 @@ from ir_core.errors import DuplicateError, PackError, UnknownOpError, UnknownPro
 from ir_core.failure import Failure, capture, report
 from ir_core.impl import ImplSpec, IrOpImpl, find
 from ir_core.locks import fork_safe_rlock
-from ir_core.meaning import NATIVE, RESERVED_PROVIDERS, Meaning, check_name
+from ir_core.meaning import NATIVE, PORTABLE, RESERVED_PROVIDERS, Meaning, check_name
+from ir_core.requirement import AllOf
 
 
 class Listener(Protocol):
@@ -257,10 +258,7 @@ def _attach(op: Meaning, of: list[Pack] | tuple[Pack, ...]) -> None:
         rivals = {other.distribution for other, its in offers if its.provider == spec.provider}
         try:
             check_name(spec.provider, "Provider")
-            if spec.provider in RESERVED_PROVIDERS and pack.point is not discovery.OWN:
-                raise PackError(
-                    f"Provider name '{spec.provider}' is reserved.", fix="The pack must choose another name."
-                )
+            _check_reserved(pack, spec)
             if len(rivals) > 1:
                 raise PackError(
                     f"{' and '.join(sorted(rivals))} both offer '{op.name}/{spec.provider}'; neither is used.",
@@ -269,6 +267,26 @@ def _attach(op: Meaning, of: list[Pack] | tuple[Pack, ...]) -> None:
             add(IrOpImpl(op, spec, pack.point))
         except (Exception, SystemExit) as error:
             record(capture(pack.point, f"offer {spec.op}/{spec.provider}", error))
+
+
+def _check_reserved(pack: Pack, spec: ImplSpec) -> None:
+    """Raise if the pack offers a reserved name: only ``portable`` of an op that the pack itself brings is its own."""
+    if pack.point is discovery.OWN or spec.provider not in RESERVED_PROVIDERS:
+        return
+    own = spec.op in pack.data.ops and spec.op not in own_pack().data.ops
+    if spec.provider != PORTABLE or not own:
+        raise PackError(
+            f"Provider name '{spec.provider}' is reserved.",
+            why=f"Of the reserved names a pack may give only '{PORTABLE}', and only to an op that it brings.",
+            fix="The pack must choose another name.",
+        )
+    # Selection takes it where the device's own bound on batch invariance refuses every other one.
+    if spec.requires != AllOf():
+        raise PackError(
+            f"'{spec.op}/{PORTABLE}' requires {spec.requires}.",
+            why=f"'{PORTABLE}' is what runs on every device.",
+            fix="Drop 'requires', or choose another name.",
+        )
 
 
 # -- names that do not exist -------------------------------------------------------------------------------------

@@ -24,7 +24,7 @@ from ir_core.tolerances import DEFAULT_TOLERANCES, Tolerance
 NATIVE: Final = "native"
 PORTABLE: Final = "portable"
 RESERVED_PROVIDERS: Final = (NATIVE, "unfused", PORTABLE)
-"""Provider names that belong to the project; packs and programs choose others."""
+"""Provider names that belong to the project; programs choose others. A pack may bring ``portable`` of its own op."""
 
 _NAME: Final = re.compile(r"[a-z_][a-z_0-9]*")
 
