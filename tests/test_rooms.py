@@ -50,7 +50,7 @@ def reached(graph: dict[str, set[str]], start: str) -> set[str]:
     return found
 
 
-@pytest.mark.parametrize("package", ["ir_core", "ir_platform"])
+@pytest.mark.parametrize("package", ["ir_core", "ir_platform", "ir_kernels_triton", "ir_vllm_adapter"])
 def test_no_import_circle(package: str) -> None:
     graph = imports(ROOT / "packages" / package.replace("_", "-") / "src" / package)
     assert len(graph) > 10

@@ -22,7 +22,19 @@ from torch import Tensor
 
 import ir_core
 from ir_core import policy as core_policy
-from ir_vllm_adapter import compat, counters, fusion, hooks, ir_seam, layer_seam, log, plugin, status, worker
+from ir_vllm_adapter import (
+    compat,
+    counters,
+    fusion,
+    hooks,
+    ir_seam,
+    layer_seam,
+    log,
+    plugin,
+    state,
+    status,
+    worker,
+)
 from ir_vllm_adapter.attachment import ATTACHED, is_wrapped
 from ir_vllm_adapter.errors import RefusedError
 
@@ -55,7 +67,7 @@ def settings(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
     """Environment for one test; ir-core forgets what it read before and after."""
     monkeypatch.setenv("IR_PACKS", "ir-kernels-triton")
     monkeypatch.setattr(log, "LINES", [])
-    monkeypatch.setattr(worker, "STATE", worker.State())
+    monkeypatch.setattr(state, "STATE", state.State())
     core_policy.reset_default(forget_changes=True)
     ir_core.refresh()
     yield monkeypatch
@@ -573,7 +585,7 @@ def test_status_tells_what_is_not_ours(layers: Any) -> None:
         pass
 
     model = torch.nn.ModuleList([layers.RMSNorm(8), layers.RMSNorm(8), layers.GemmaRMSNorm(8), OddNorm()])
-    worker.STATE.loaded, worker.STATE.layers = True, worker.census(model)
+    state.STATE.loaded, state.STATE.layers = True, worker.census(model)
     data = status.collect()
     assert {row["layer"]: row["count"] for row in data["layers"]} == {
         "RMSNorm": 2,
@@ -588,7 +600,7 @@ def test_status_tells_what_is_not_ours(layers: Any) -> None:
 
 
 def test_calls_that_never_came_are_warned_about(layers: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    worker.STATE.loaded, worker.STATE.layers = True, worker.census(torch.nn.ModuleList([layers.RMSNorm(8)]))
+    state.STATE.loaded, state.STATE.layers = True, worker.census(torch.nn.ModuleList([layers.RMSNorm(8)]))
     counters.CALLS.clear()
     worker.check_calls()
     assert any("not one call went through ir-core" in line for line in log.LINES)

@@ -10,6 +10,7 @@
 ``layer_seam.py``      RMSNorm and GemmaRMSNorm through vLLM's out-of-tree hook (all versions)
 ``fusion.py``          fusions that would replace a selected norm
 ``worker.py``          a worker's life: attach, agree with the other ranks, say what runs, check that it ran
+``state.py``           what is known of the worker of this process
 ``status.py``          the same facts as data and as a table; ``python -m ir_vllm_adapter status``
 =====================  ==================================================================================
 

@@ -40,7 +40,7 @@ def attach() -> None:
         ATTACHED.wrap(module.IrOp, "set_default", _guarding)
         ATTACHED.wrap(module.IrOp, "set_priority", _guarding)
     if module := _imported(WORKER):
-        ATTACHED.wrap(module.WorkerWrapperBase, "init_device", worker.around_init_device)
+        ATTACHED.wrap(module.WorkerWrapperBase, "init_device", _starting)
 
 
 def attach_all() -> None:
@@ -110,3 +110,8 @@ def _guarding(original: Callable[..., Any]) -> Callable[..., Any]:
         return original(self, ir_seam.guard(self.name, priority))
 
     return install
+
+
+def _starting(original: Callable[..., Any]) -> Callable[..., Any]:
+    """WorkerWrapperBase.init_device: a worker's life begins."""
+    return worker.around_init_device(original, attach=attach_all, attach_lowering=attach_lowering)

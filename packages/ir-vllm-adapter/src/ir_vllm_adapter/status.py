@@ -7,7 +7,7 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-from ir_vllm_adapter import compat, counters, ir_seam, layer_seam, log, worker
+from ir_vllm_adapter import compat, counters, ir_seam, layer_seam, log, state
 from ir_vllm_adapter.attachment import ATTACHED
 from ir_vllm_adapter.version import __version__
 
@@ -30,7 +30,7 @@ def collect() -> dict[str, Any]:
 
     host = compat.host()
     policy = current()
-    target = target_here(worker.STATE.index)
+    target = target_here(state.STATE.index)
     return {
         "adapter": __version__,
         "vllm": {"version": host.version, "verdict": host.verdict, "line": host.line},
@@ -80,11 +80,11 @@ _NORM_OPS = ("rms_norm", "fused_add_rms_norm")
 def _layers() -> list[dict[str, Any]]:
     graph = "IR" if compat.ir_op_names() else "ir_vllm op"
     rows: list[dict[str, Any]] = []
-    for name in sorted({*layer_seam.LAYERS, *worker.STATE.layers}):
+    for name in sorted({*layer_seam.LAYERS, *state.STATE.layers}):
         taken = name in ATTACHED.layers
         rows.append({
             "layer": name,
-            "count": worker.STATE.layers[name] if worker.STATE.loaded else None,
+            "count": state.STATE.layers[name] if state.STATE.loaded else None,
             "taken_over": taken,
             "seam": f"layer when eager, {graph} when compiled" if taken else "vLLM's own",
         })  # fmt: skip
@@ -98,13 +98,13 @@ def exceptions(host: compat.Host, policy: Any, target: Any) -> list[str]:
     found: list[str] = []
     if not target.batch_invariant:
         found.append(f"device: {target.batch_invariant_reason}")
-    for name, count in sorted(worker.STATE.layers.items()):
+    for name, count in sorted(state.STATE.layers.items()):
         if name not in ATTACHED.layers:
             found.append(f"{count} {name}: not a layer that ir-core has an op for; vLLM's own code runs")
     for name in compat.ir_op_names():
         if name not in ATTACHED.providers:
             found.append(f"vLLM IR op {name}: ir-core has no implementation of it; vLLM's native runs")
-    if worker.STATE.compiled and not compat.inductor_batch_invariant():
+    if state.STATE.compiled and not compat.inductor_batch_invariant():
         found.append(
             "Inductor's own reductions: its batch-invariant switch is off (TORCHINDUCTOR_BATCH_INVARIANT=1 sets it "
             "from torch 2.13 on; vLLM does so from 0.33 on). The norms are opaque to Inductor and not concerned"

@@ -6,45 +6,29 @@ from __future__ import annotations
 import functools
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
-from typing import Any, Final
+from dataclasses import replace
+from typing import Any
 
-from ir_vllm_adapter import compat, counters, fusion, layer_seam, log
+from ir_vllm_adapter import compat, counters, fusion, layer_seam, log, state, status
 from ir_vllm_adapter.attachment import ATTACHED
 
 
-@dataclass
-class State:
-    """What is known of the worker of this process.
+def around_init_device(
+    original: Callable[..., Any], *, attach: Callable[[], None], attach_lowering: Callable[[], None]
+) -> Callable[..., Any]:
+    """WorkerWrapperBase.init_device: the last moment before, and the first after, the worker has its device.
 
     Args:
-        started: whether a worker's device was set up here.
-        index: its device index.
-        loaded: whether a model was loaded.
-        layers: norm-like layer classes of the loaded model and how many there are of each.
-        compiled: whether the model runs compiled.
+        original: vLLM's own.
+        attach: wraps what a worker has imported by then.
+        attach_lowering: wraps vLLM's lowering pass, for a worker that compiles.
     """
 
-    started: bool = False
-    index: int | None = None
-    loaded: bool = False
-    layers: Counter[str] = field(default_factory=Counter)
-    compiled: bool = False
-
-
-STATE: Final = State()
-
-
-def around_init_device(original: Callable[..., Any]) -> Callable[..., Any]:
-    """WorkerWrapperBase.init_device: the last moment before, and the first after, the worker has its device."""
-
     def init_device(self: Any) -> Any:
-        from ir_vllm_adapter import hooks
-
-        log.guarded("attach to vLLM", hooks.attach_all)
+        log.guarded("attach to vLLM", attach)
         log.guarded(
             "attach to vLLM's compiler",
-            lambda: hooks.attach_lowering() if _is_compiled(self.vllm_config) else None,
+            lambda: attach_lowering() if _is_compiled(self.vllm_config) else None,
         )
         log.guarded("take over the norm layers", layer_seam.install)
         log.guarded("switch fusions off", lambda: _settle_fusions(self.vllm_config))
@@ -64,7 +48,7 @@ def _start(wrapper: Any) -> None:
     from ir_vllm_adapter import agreement
 
     worker = wrapper.worker
-    STATE.started, STATE.index = True, getattr(worker, "local_rank", 0)
+    state.STATE.started, state.STATE.index = True, getattr(worker, "local_rank", 0)
     _vouch()
     # Layers call ir-core eagerly only; graphs go through vLLM's ops or ours. The torch op would cost 2 us a call.
     set_default_torch_wrap(False)
@@ -72,7 +56,7 @@ def _start(wrapper: Any) -> None:
     _wrap_method(worker, "load_model", after=lambda: _loaded(worker))
     _wrap_method(worker, "compile_or_warm_up_model", before=lambda: _announce(worker), after=_check_warm_up)
     _check_lock()
-    agreement.check(_tensor_parallel_group(), lambda: agreement.ballot(STATE.index))
+    agreement.check(_tensor_parallel_group(), lambda: agreement.ballot(state.STATE.index))
 
 
 def _check_lock() -> None:
@@ -89,7 +73,7 @@ def _check_lock() -> None:
         return
     for name in op_names():
         op = get_op(name)
-        for provider in order(op, current(), target_here(STATE.index))[:1]:
+        for provider in order(op, current(), target_here(state.STATE.index))[:1]:
             lock_file.check(op.impls[provider])
 
 
@@ -133,8 +117,8 @@ def _wrap_method(
 def _loaded(worker: Any) -> None:
     """Take the census of the model's norm-like layers."""
     model = worker.model_runner.get_model()
-    STATE.loaded, STATE.layers = True, census(model)
-    STATE.compiled = _is_compiled(worker.vllm_config)
+    state.STATE.loaded, state.STATE.layers = True, census(model)
+    state.STATE.compiled = _is_compiled(worker.vllm_config)
 
 
 def census(model: Any) -> Counter[str]:
@@ -155,8 +139,6 @@ def _is_compiled(vllm_config: Any) -> bool:
 
 def _announce(worker: Any) -> None:
     """The start table, once an engine."""
-    from ir_vllm_adapter import status
-
     if getattr(worker, "rank", 0) == 0 and (ATTACHED.layers or status.anything_named()):
         log.info(status.render(status.collect()))
 
@@ -168,7 +150,7 @@ def _check_warm_up() -> None:
 
 def expected() -> bool:
     """Whether calls through a seam of ours are expected of the loaded model."""
-    return any(STATE.layers[name] for name in ATTACHED.layers)
+    return any(state.STATE.layers[name] for name in ATTACHED.layers)
 
 
 def _check_at_first_pass() -> None:
@@ -197,7 +179,9 @@ def _was_empty(args: tuple[Any, ...]) -> bool:
 def check_calls() -> None:
     """Warn if the model has layers that should have called us, and none did."""
     if expected() and not counters.total():
-        layers = ", ".join(f"{STATE.layers[name]} {name}" for name in ATTACHED.layers if STATE.layers[name])
+        layers = ", ".join(
+            f"{state.STATE.layers[name]} {name}" for name in ATTACHED.layers if state.STATE.layers[name]
+        )
         log.warn(
             f"The model has {layers}, and not one call went through ir-core: something replaced the norms after "
             "ir-vllm-adapter set them up. `python -m ir_vllm_adapter status` shows what was set up."
