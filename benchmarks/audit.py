@@ -118,7 +118,10 @@ def main() -> None:
         "model_milliseconds": own * 1e3,
         "audit_milliseconds": min(times) * 1e3,
         "times": cost,
-        "findings": [json.loads(json.dumps(one.to_dict())) for one in report.findings],
+        "findings": [
+            json.loads(json.dumps(one.to_dict()).replace(f"{common.RESULTS.parents[1]}/", ""))
+            for one in report.findings
+        ],
     }
     print(f"Wrote {common.save(f'audit_{device}' + '_one_token' * (tokens == 1), found)}.")
 
