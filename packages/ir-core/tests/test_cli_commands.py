@@ -332,6 +332,7 @@ def test_a_reader_that_leaves_and_closed_streams() -> None:
         assert "Traceback" not in done.stderr
 
 
+@pytest.mark.filterwarnings("ignore:IR_PACKS names")  # where the core is alone
 def test_a_list_fits_eighty_columns(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

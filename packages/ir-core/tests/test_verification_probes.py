@@ -66,7 +66,11 @@ def test_a_kept_weight_is_found_by_other_values_in_between(scratch: dict[str, An
     for provider, name, said in (
         ("first_weight", "weight", ("takes no notice of another weight",)),
         # Another weight may get the memory of the one before, which is as good as rewriting it.
-        ("weight_by_address", "weight", ("weight is rewritten in its memory", "takes no notice", "stale")),
+        (
+            "weight_by_address",
+            "weight",
+            ("weight is rewritten in its memory", "takes no notice", "stale", "with another weight"),
+        ),
         ("first_epsilon", "epsilon", ("takes no notice of another epsilon",)),
     ):
         subject = Subject(scratch[f"scratch_norm/{provider}"], CPU)
