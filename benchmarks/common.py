@@ -7,12 +7,14 @@ import datetime
 import json
 import platform
 import timeit
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 RESULTS = Path(__file__).parent / "results"
+
+T = TypeVar("T")
 
 
 def machine() -> dict[str, Any]:
@@ -91,3 +93,14 @@ def bars(name: str, title: str, unit: str, groups: dict[str, dict[str, float]]) 
     path = RESULTS / f"{name}.png"
     figure.savefig(path, dpi=110)
     return path
+
+
+def importable(makers: Mapping[str, Callable[[], T]]) -> tuple[dict[str, T], dict[str, str]]:
+    """What each maker makes, by name, and why the others make nothing here."""
+    found, missing = {}, {}
+    for name, make in makers.items():
+        try:
+            found[name] = make()
+        except Exception as error:  # a peer may fail to import in any way
+            missing[name] = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+    return found, missing

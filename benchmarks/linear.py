@@ -114,13 +114,7 @@ def contenders(inductor: bool) -> tuple[dict[str, Call], dict[str, str]]:
     }
     if inductor:
         makers[INDUCTOR] = _inductor
-    found, missing = {}, {}
-    for name, make in makers.items():
-        try:
-            found[name] = make()
-        except Exception as error:  # a peer may fail to import in any way
-            missing[name] = f"{type(error).__name__}: {error}".splitlines()[0][:200]
-    return found, missing
+    return common.importable(makers)
 
 
 def _compile(specs: list[KernelSpec]) -> None:

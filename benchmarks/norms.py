@@ -238,13 +238,7 @@ CONTENDERS: Final[dict[str, Callable[[], Contender]]] = {
 
 def importable() -> tuple[dict[str, Contender], dict[str, str]]:
     """The contenders of this process, and why the others are missing."""
-    found, missing = {}, {}
-    for name, make in CONTENDERS.items():
-        try:
-            found[name] = make()
-        except Exception as error:  # a peer may fail to import in any way
-            missing[name] = f"{type(error).__name__}: {error}".splitlines()[0][:200]
-    return found, missing
+    return common.importable(CONTENDERS)
 
 
 def inputs(

@@ -204,7 +204,7 @@ def test_what_killed_writers_left_is_removed(cache: Path) -> None:
         os.utime(file, (1e9, 1e9))
     store.export(bundle, [])
     assert not left.exists()
-    assert others.exists(), "a file of somebody else in a folder that is not ours"
+    assert others.exists(), "a file of another program in a folder that is not ours"
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
