@@ -50,29 +50,35 @@ def test_claims() -> None:
         inplace = op == "fused_add_rms_norm"
         assert claims[op, "triton_batch_invariant"] == (True, inplace, True)
         assert claims[op, "triton"] == (False, inplace, True)
-    assert (
-        claims["linear", "triton_batch_invariant"] == claims["linear", "triton_fp32"] == (True, False, True)
-    )
-    assert len(claims) == 8
+    for op in ("linear", "bmm"):
+        assert claims[op, "triton_batch_invariant"] == claims[op, "triton_fp32"] == (True, False, True)
+    assert len(claims) == 10
 
 
 def test_linear_is_offered_where_its_order_was_seen() -> None:
     """Interpreted: chain16 for 16-bit numbers, fma_chain for float32; each refuses the other's dtype."""
-    orders = {o["provider"]: o["order"] for o in PACK["implementations"] if o["op"] == "linear"}
-    assert orders == {"triton_batch_invariant": "chain16", "triton_fp32": "fma_chain"}
+    for name in ("linear", "bmm"):
+        orders = {o["provider"]: o["order"] for o in PACK["implementations"] if o["op"] == name}
+        assert orders == {"triton_batch_invariant": "chain16", "triton_fp32": "fma_chain"}
     half, single = torch.zeros(2, 8, dtype=torch.bfloat16), torch.zeros(2, 8)
     assert ask("linear", half, half) is None and ask("linear", half[None], half, half[0]) is None
     assert ask("linear", single, single) == (
         "chain16 is defined for float16 and bfloat16, and x is torch.float32"
+    )
+    assert (
+        ask("bmm", half[None], half[None]) is None
+        and ask("bmm_fp32", single[None], single[None], op="bmm") is None
     )
     op = ir_core.IrOp.registry["linear"]
     refused = facts.ask(predicates.linear_fp32, op.params, op.activations, op.bind((half, half), {}), [])
     assert refused == "fma_chain is defined for float32, and x is torch.bfloat16"
 
 
-def ask(name: str, *args: object) -> str | None:
-    op = ir_core.IrOp.registry[name]
-    return facts.ask(getattr(predicates, name), op.params, op.activations, op.bind(args, {}), [])
+def ask(name: str, *args: object, op: str = "") -> str | None:
+    meaning = ir_core.IrOp.registry[op or name]
+    return facts.ask(
+        getattr(predicates, name), meaning.params, meaning.activations, meaning.bind(args, {}), []
+    )
 
 
 def test_predicates_accept_every_layout() -> None:

@@ -86,9 +86,9 @@ def _prepare(key: tuple[object, ...], x: Tensor, weight: Tensor, bias: Tensor | 
     rows, k = x.shape
     n = weight.shape[0]
     if not rows or not n:
-        run: Run = _nothing
+        run: Run = nothing
     elif not k:
-        run = _no_terms if bias is None else _bias_alone
+        run = no_terms if bias is None else _bias_alone
     else:
         even = aligned(x) and aligned(weight)
         generation = torch.cuda.get_device_capability(x.device) if x.is_cuda else (0, 0)
@@ -142,14 +142,17 @@ def stream_run(choice: linear_config.Stream, x: Tensor, weight: Tensor, bias: bo
 
 
 def tile_run(x: Tensor, weight: Tensor, bias: bool, aligned: bool) -> Run:
-    """``run`` of ``linear_tile``."""
-    (rows, k), n = x.shape, weight.shape[0]
+    """``run`` of ``linear_tile``, of matrices or of batches of them."""
+    (rows, k), n = x.shape[-2:], weight.shape[-2]
+    batches, steps = (
+        (x.shape[0], (x.stride(0), weight.stride(0), rows * n)) if x.dim() == 3 else (1, (0, 0, 0))
+    )
     spec = linear_config.tile_spec(
         rows, TRITON_NAMES[str(x.dtype)], aligned=aligned, bias=bias, interpret=_interpreted()
     )
     constants = dict(spec.constants)
-    programs = -(-rows // constants["BM"]) * -(-n // constants["BN"])
-    return _run(spec, x.device, programs, (rows, n, k, *x.stride(), *weight.stride(), n))
+    programs = batches * -(-rows // constants["BM"]) * -(-n // constants["BN"])
+    return _run(spec, x.device, programs, (rows, n, k, *x.stride()[-2:], *weight.stride()[-2:], n, *steps))
 
 
 def bulk_run(choice: linear_config.Bulk, x: Tensor, weight: Tensor, bias: bool) -> Run:
@@ -186,11 +189,11 @@ def bulk_run(choice: linear_config.Bulk, x: Tensor, weight: Tensor, bias: bool) 
     return run
 
 
-def _nothing(x: Tensor, weight: Tensor, bias: Tensor, y: Tensor) -> None:
+def nothing(x: Tensor, weight: Tensor, bias: Tensor, y: Tensor) -> None:
     """No outputs."""
 
 
-def _no_terms(x: Tensor, weight: Tensor, bias: Tensor, y: Tensor) -> None:
+def no_terms(x: Tensor, weight: Tensor, bias: Tensor, y: Tensor) -> None:
     """K = 0 and no bias."""
     y.zero_()
 

@@ -148,7 +148,19 @@ def tile_spec(rows: int, dtype: str, *, aligned: bool, bias: bool, interpret: bo
         bm, bn, bk, stages, warps = 16, 64, 32, 3, 4
     if interpret:
         bm, bn, bk, stages, warps = 16, 16, 32, 1, 4
-    integers = ("rows", "N", "K", "x_row", "x_column", "w_row", "w_column", "y_row")
+    integers = (
+        "rows",
+        "N",
+        "K",
+        "x_row",
+        "x_column",
+        "w_row",
+        "w_column",
+        "y_row",
+        "x_batch",
+        "w_batch",
+        "y_batch",
+    )
     constants: dict[str, Any] = {
         "BM": bm,
         "BN": bn,

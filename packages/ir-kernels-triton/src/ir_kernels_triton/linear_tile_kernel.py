@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""linear by tiles: any strides, any K, any device, interpreted too; and many aligned rows on SM 9.0.
+"""linear and bmm by tiles: any strides, any K, any device, interpreted too; and many aligned rows on SM 9.0.
 
 One program has a tile of outputs, each with one float32 accumulator that goes through all of K, ascending. fp16 and
 bf16 on SM 9.0 make that ``chain16``; float32 is a chain of fused multiply-adds on every device (``fma_chain``).
@@ -14,6 +14,7 @@ from ir_kernels_triton.tree import round_to, upcast
 
 ARGUMENTS = [
     "x_ptr", "w_ptr", "b_ptr", "y_ptr", "rows", "N", "K", "x_row", "x_column", "w_row", "w_column", "y_row",
+    "x_batch", "w_batch", "y_batch",
 ]  # fmt: skip
 """Everything that is not a constant; kept from specialisation also where Triton's own JIT launches the kernel."""
 
@@ -38,16 +39,21 @@ def _place(program, rows, N, BM: tl.constexpr, BN: tl.constexpr, GROUP: tl.const
 
 @triton.jit(do_not_specialize=ARGUMENTS)
 def linear_tile(
-    x_ptr, w_ptr, b_ptr, y_ptr, rows, N, K, x_row, x_column, w_row, w_column, y_row,
+    x_ptr, w_ptr, b_ptr, y_ptr, rows, N, K, x_row, x_column, w_row, w_column, y_row, x_batch, w_batch, y_batch,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, STAGES: tl.constexpr, ALIGNED: tl.constexpr,
     HAS_BIAS: tl.constexpr, INTERPRET: tl.constexpr,
 ):  # fmt: skip
-    """``y[m, n] = sum over k of x[m, k] * w[n, k]``, plus ``b[n]``.
+    """``y[m, n] = sum over k of x[m, k] * w[n, k]``, plus ``b[n]``; for each of a batch, as far as programs go.
 
     ``ALIGNED``: the last dimension of both is contiguous, and each row is 16-byte aligned and a multiple of 16 bytes.
     """
     VEC: tl.constexpr = 128 // x_ptr.dtype.element_ty.primitive_bitwidth
-    tile_m, tile_n = _place(tl.program_id(0), rows, N, BM, BN, 8)
+    tiles = tl.cdiv(rows, BM) * tl.cdiv(N, BN)
+    batch = (tl.program_id(0) // tiles).to(tl.int64)
+    x_ptr += batch * x_batch
+    w_ptr += batch * w_batch
+    y_ptr += batch * y_batch
+    tile_m, tile_n = _place(tl.program_id(0) % tiles, rows, N, BM, BN, 8)
     m = tile_m * BM + tl.arange(0, BM)
     n = tile_n * BN + tl.arange(0, BN)
     k = tl.arange(0, BK).to(tl.int64)

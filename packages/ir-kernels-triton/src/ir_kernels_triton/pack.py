@@ -44,27 +44,30 @@ def _implementation(
 
 
 INTERPRETED: Final = "cpu, triton_interpreter"
-"""Where linear is offered. SM 9.0, for which the kernels were made, follows when their GPU tests have run like this."""
+"""Where linear and bmm are offered. SM 9.0, for which they were made, follows when their GPU tests have run."""
 
 LINEAR: Final = (
-    *("linear", "linear_config", "linear_stream_kernel", "linear_tile_kernel", "chain16_dot"),
+    *("linear", "bmm", "linear_config", "linear_stream_kernel", "linear_tile_kernel", "chain16_dot"),
     *("tree", "kernel_spec", "arguments", "launcher", "compat"),
 )
-"""Modules behind linear."""
+"""Modules behind linear and bmm."""
 
 
-def _linear(provider: str, predicate: str, order: str) -> dict[str, Any]:
+def _product(op: str, provider: str, predicate: str, order: str) -> dict[str, Any]:
     return {
-        "op": "linear",
+        "op": op,
         "provider": provider,
-        "impl": "ir_kernels_triton.linear:linear_batch_invariant",
+        "impl": f"ir_kernels_triton.{op}:{op}_batch_invariant",
         "batch_invariant": True,
         "inplace": False,
         "opaque": True,
         "order": order,
         "requires": INTERPRETED,
         "supports_args": f"ir_kernels_triton.predicates:{predicate}",
-        "sources": ["ir_core.ops.matmul", *(f"ir_kernels_triton.{name}" for name in LINEAR)],
+        "sources": [
+            *("ir_core.ops.matmul", "ir_core.ops.batched_matmul"),
+            *(f"ir_kernels_triton.{name}" for name in LINEAR),
+        ],
     }
 
 
@@ -81,7 +84,11 @@ PACK: Final[dict[str, Any]] = {
         )
     ]
     + [
-        _linear("triton_batch_invariant", "linear", "chain16"),
-        _linear("triton_fp32", "linear_fp32", "fma_chain"),
+        _product(op, provider, f"{op}{suffix}", order)
+        for op in ("linear", "bmm")
+        for provider, suffix, order in (
+            ("triton_batch_invariant", "", "chain16"),
+            ("triton_fp32", "_fp32", "fma_chain"),
+        )
     ],
 }

@@ -56,15 +56,31 @@ def gelu_and_mul_sparse(x: Any, std_multiplier: float, approximate: str = "none"
 
 def linear(x: Any, weight: Any, bias: Any = None) -> bool | str:
     """``supports_args`` of linear in the order ``chain16``, which is defined for 16-bit numbers."""
-    return (
-        True
-        if str(x.dtype) in _NAMES[:2]
-        else f"chain16 is defined for float16 and bfloat16, and x is {x.dtype}"
-    )
+    return _chain16(x)
 
 
 def linear_fp32(x: Any, weight: Any, bias: Any = None) -> bool | str:
     """``supports_args`` of linear in the order ``fma_chain``."""
+    return _fma_chain(x)
+
+
+def bmm(x: Any, weight: Any) -> bool | str:
+    """``supports_args`` of bmm in the order ``chain16``."""
+    return _chain16(x)
+
+
+def bmm_fp32(x: Any, weight: Any) -> bool | str:
+    """``supports_args`` of bmm in the order ``fma_chain``."""
+    return _fma_chain(x)
+
+
+def _chain16(x: Any) -> bool | str:
+    if str(x.dtype) in _NAMES[:2]:
+        return True
+    return f"chain16 is defined for float16 and bfloat16, and x is {x.dtype}"
+
+
+def _fma_chain(x: Any) -> bool | str:
     return (
         True if str(x.dtype) == "torch.float32" else f"fma_chain is defined for float32, and x is {x.dtype}"
     )

@@ -33,6 +33,7 @@ _FAMILIES: Final[dict[str, tuple[str, ...]]] = {
 }
 _COVER: Final = {
     "product": "linear",
+    "batched product": "bmm",
     "mean": "mean",
     "softmax": "softmax",
     "log_softmax": "log_softmax",

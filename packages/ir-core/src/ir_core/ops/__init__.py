@@ -8,10 +8,11 @@ from ir_core.errors import UnknownOpError
 
 if TYPE_CHECKING:
     from ir_core.ops.activation import gelu_and_mul_sparse
+    from ir_core.ops.batched_matmul import bmm
     from ir_core.ops.layernorm import fused_add_rms_norm, rms_norm
     from ir_core.ops.matmul import linear
 
-__all__ = ["fused_add_rms_norm", "gelu_and_mul_sparse", "linear", "rms_norm"]
+__all__ = ["bmm", "fused_add_rms_norm", "gelu_and_mul_sparse", "linear", "rms_norm"]
 
 
 def __getattr__(name: str) -> Any:

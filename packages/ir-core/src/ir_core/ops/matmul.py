@@ -143,13 +143,13 @@ def _linear_backward(args: tuple[Any, ...], grads: tuple[Tensor | None, ...]) ->
     rows = math.prod(x.shape[:-1])
     columns = grad.reshape(rows, weight.shape[0]).T
     return (
-        linear(grad, weight.T) if _wanted(x) else None,
-        linear(columns, x.reshape(rows, x.shape[-1]).T) if _wanted(weight) else None,
-        linear(columns, columns.new_ones((1, rows))).squeeze(1) if _wanted(bias) else None,
+        linear(grad, weight.T) if wanted(x) else None,
+        linear(columns, x.reshape(rows, x.shape[-1]).T) if wanted(weight) else None,
+        linear(columns, columns.new_ones((1, rows))).squeeze(1) if wanted(bias) else None,
     )
 
 
-def _wanted(tensor: Tensor | None) -> bool:
+def wanted(tensor: Tensor | None) -> bool:
     """Whether a gradient of ``tensor`` is asked for; under ``torch.func`` tensors do not say, so it is computed."""
     if tensor is None:
         return False

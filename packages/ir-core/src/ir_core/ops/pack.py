@@ -9,19 +9,17 @@ _PORTABLE: Final = {
     "gelu_and_mul_sparse": "activation:gelu_and_mul_sparse_portable",
 }
 
-_LINEAR: Final = {
-    "op": "linear",
-    "provider": "portable",
-    "impl": "ir_core.ops.matmul:linear_portable",
-    "batch_invariant": True,
-    "opaque": True,
-    "sources": ("ir_core.ops.chain16", "ir_core.ops.fma_chain"),
+_PRODUCTS: Final = {
+    "linear": "matmul:linear_portable",
+    "bmm": "batched_matmul:bmm_portable",
 }
+"""Products of matrices: each dtype has an order of its own, and ``portable`` is the reference of all of them."""
 
 PACK: Final[dict[str, Any]] = {
     "api": 1,
     "name": "core",
     "ops": {
+        "bmm": "ir_core.ops.batched_matmul:bmm",
         "fused_add_rms_norm": "ir_core.ops.layernorm:fused_add_rms_norm",
         "gelu_and_mul_sparse": "ir_core.ops.activation:gelu_and_mul_sparse",
         "linear": "ir_core.ops.matmul:linear",
@@ -31,5 +29,15 @@ PACK: Final[dict[str, Any]] = {
         {"op": op, "provider": "portable", "impl": f"ir_core.ops.{place}", "order": "tree"}
         for op, place in _PORTABLE.items()
     ]
-    + [_LINEAR],
+    + [
+        {
+            "op": op,
+            "provider": "portable",
+            "impl": f"ir_core.ops.{place}",
+            "batch_invariant": True,
+            "opaque": True,
+            "sources": ("ir_core.ops.chain16", "ir_core.ops.fma_chain"),
+        }
+        for op, place in _PRODUCTS.items()
+    ],
 }
