@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The product of two batches of matrices, ``x @ weight.mT``: ``linear`` with a weight matrix of its own for each batch.
 
-Its orders are those of ``linear``, by dtype: each output sums, over k, products of a row of ``x`` and one of ``weight``.
+Its orders are those of ``linear``, by dtype: each output sums products of a row of ``x`` and one of ``weight`` over k.
 The gradient of ``x`` is ``bmm(grad, weight.mT)`` and that of ``weight`` is ``bmm(grad.mT, x.mT)``, under the policy of
 the forward. The first does not depend on the number of rows of ``x``, the second sums over them, ascending.
 """
