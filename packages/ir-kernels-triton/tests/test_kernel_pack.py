@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import ir_core
-from ir_core import facts
+from ir_core import Capability, Target, facts
 from ir_kernels_triton import predicates
 from ir_kernels_triton.pack import PACK
 
@@ -33,7 +33,9 @@ def test_entry_point_names_the_pack() -> None:
     "offer", PACK["implementations"], ids=lambda offer: f"{offer['op']}/{offer['provider']}"
 )
 def test_every_string_resolves(offer: dict[str, str]) -> None:
-    for key in ("impl", "supports_args"):
+    for key in ("impl", "supports_args", "prefers_args"):
+        if offer.get(key) is None:
+            continue
         module, _, name = offer[key].partition(":")
         assert callable(getattr(importlib.import_module(module), name))
     for module in offer["sources"]:
@@ -52,14 +54,72 @@ def test_claims() -> None:
         assert claims[op, "triton"] == (False, inplace, True)
     for op in ("linear", "bmm"):
         assert claims[op, "triton_batch_invariant"] == claims[op, "triton_fp32"] == (True, False, True)
-    assert len(claims) == 10
+    assert claims["linear", "cublas"] == (True, False, True)
+    assert len(claims) == 11
 
 
-def test_linear_is_offered_where_its_order_was_seen() -> None:
-    """Interpreted: chain16 for 16-bit numbers, fma_chain for float32; each refuses the other's dtype."""
-    for name in ("linear", "bmm"):
-        orders = {o["provider"]: o["order"] for o in PACK["implementations"] if o["op"] == name}
-        assert orders == {"triton_batch_invariant": "chain16", "triton_fp32": "fma_chain"}
+def test_products_are_offered_where_their_order_was_seen() -> None:
+    """chain16 on SM 9.0 and interpreted, fma_chain wherever there is such an instruction; each refuses other dtypes."""
+    orders = {
+        (o["op"], o["provider"]): o["order"] for o in PACK["implementations"] if o["op"] in ("linear", "bmm")
+    }
+    assert orders == {
+        ("linear", "triton_batch_invariant"): "chain16",
+        ("linear", "triton_fp32"): "fma_chain",
+        ("linear", "cublas"): "chain16",
+        ("bmm", "triton_batch_invariant"): "chain16",
+        ("bmm", "triton_fp32"): "fma_chain",
+    }
+    cpu, interpreted = Target("cpu", "cpu"), Target("cpu", "cpu", features=frozenset({"triton_interpreter"}))
+    for op in ("linear", "bmm"):
+        impls = ir_core.IrOp.registry[op].impls
+        for target, runs in {
+            cpu: {"triton_batch_invariant": False, "triton_fp32": False, "cublas": False},
+            interpreted: {"triton_batch_invariant": True, "triton_fp32": True, "cublas": False},
+            card("8.6"): {"triton_batch_invariant": False, "triton_fp32": True, "cublas": False},
+            card("9.0"): {"triton_batch_invariant": True, "triton_fp32": True, "cublas": True},
+            card("10.0"): {"triton_batch_invariant": False, "triton_fp32": True, "cublas": False},
+        }.items():
+            for provider in runs.keys() & impls.keys():
+                assert bool(impls[provider].requires.check(target)) is runs[provider], (op, provider, target)
+
+
+def card(capability: str) -> Target:
+    return Target(
+        "cuda:0", "cuda", capability=Capability.parse(capability), batch_invariant=capability != "8.6"
+    )
+
+
+def selected(
+    rows: int, dtype: torch.dtype, certified: tuple[str, ...] = (), sm: str = "9.0"
+) -> ir_core.Selection:
+    """What selection takes for a linear of so many rows in batch-invariant mode."""
+    op = ir_core.IrOp.registry["linear"]
+    args = (torch.zeros(rows, 64, dtype=dtype), torch.zeros(24, 64, dtype=dtype), None)
+
+    def evidence(impl: ir_core.IrOpImpl, target: Target) -> ir_core.Evidence | None:
+        return ir_core.Evidence("certified", order=impl.order) if impl.provider in certified else None
+
+    policy = ir_core.Policy(batch_invariant=True)
+    return ir_core.select(op, policy, card(sm), args, evidence=evidence)
+
+
+def test_selection_of_linear_on_a_gpu() -> None:
+    """Rows decide within the order, and only where certificates vouch for both; never across orders."""
+    both = ("triton_batch_invariant", "cublas")
+    for rows in (1, 32, 33, 4096):
+        chosen = selected(rows, torch.bfloat16)
+        assert (chosen.provider, chosen.order) == ("triton_batch_invariant", "chain16")
+        assert selected(rows, torch.bfloat16, both[:1]).provider == "triton_batch_invariant"
+        chosen = selected(rows, torch.bfloat16, both)
+        assert (chosen.provider, chosen.order) == (both[rows >= 33], "chain16")
+        chosen = selected(rows, torch.float32, both)
+        assert (chosen.provider, chosen.order) == ("triton_fp32", "fma_chain")
+        assert selected(rows, torch.bfloat16, sm="10.0").provider == "portable"
+    assert "selected, in the order chain16" in selected(8, torch.bfloat16).explain()
+
+
+def test_predicates_of_products() -> None:
     half, single = torch.zeros(2, 8, dtype=torch.bfloat16), torch.zeros(2, 8)
     assert ask("linear", half, half) is None and ask("linear", half[None], half, half[0]) is None
     assert ask("linear", single, single) == (

@@ -3,16 +3,20 @@
 
 A library's kernel proves nothing by its name. So a plan (one algorithm, for one kind of call: rows, N, K, dtype, bias,
 strides) is used only after it was compared with the Triton kernels on this device, bit by bit, at these very numbers
-of rows, on random operands and on operands of widely spread exponents, which tell orders apart. The comparison is made
-when a kind of call is first seen, outside of a CUDA graph's capture, and takes some milliseconds; the fastest of the
-plans that pass is kept for the life of the process, if it beats the Triton kernel. A kind of call that is first seen
-in a capture, that is not aligned, or of which no plan passes, runs the Triton kernels: the same bits.
+of rows, on random operands and on operands of widely spread exponents, which tell orders apart. The comparison is
+made when a kind of call is first seen, outside of a CUDA graph's capture, and takes some ten milliseconds; the fastest
+of the plans that pass is kept for the life of the process, if it beats the Triton kernel. A kind of call that is first
+seen in a capture, that is not aligned, or of which no plan passes, runs the Triton kernels: the same bits.
 
 Nothing is stored beyond the process: another cuBLAS, driver or device is another process.
+
+In batch-invariant mode selection takes this provider for more than a few rows where certificates of the device say
+that it and ``triton_batch_invariant`` have the order (``predicates.many_rows``); else where a policy names it.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Final
 
@@ -20,13 +24,18 @@ import torch
 from torch import Tensor
 
 from ir_kernels_triton import cublas_lt, linear
+from ir_kernels_triton.predicates import FROM_ROWS
 
-FROM_ROWS: Final = 33
-"""Below, the Triton kernels were faster at every shape measured: 1.1 to 3.8 times at 1 to 16 rows on an H200."""
-REPEATS: Final = 20
-"""Launches that are timed together."""
-HOLD: Final = 2_000_000
-"""Cycles, about 1 ms: longer than a host takes for so many launches."""
+MOST_KINDS: Final = 4096
+"""Kinds of calls that are looked at; further ones run the Triton kernels. Each length of a prompt is one."""
+REPEATS: Final = (3, 20)
+"""Launches that are timed together: fewer of a long one."""
+ENOUGH: Final = 0.5
+"""Milliseconds of launches that are timed."""
+HOLD: Final = 1_000_000
+"""Cycles, about 0.5 ms: as long as a host takes for so many launches."""
+STRETCH: Final = 1 << 24
+"""Elements of an operand that are made at once, by way of wider types."""
 
 
 def linear_chain16(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -38,7 +47,7 @@ def linear_chain16(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Ten
             (x.data_ptr() | weight.data_ptr()) & 15 == 0, x.get_device(),
         )  # fmt: skip
         run = _CHOSEN.get(key, _unknown)
-        if run is _unknown and not torch.cuda.is_current_stream_capturing():
+        if run is _unknown and len(_CHOSEN) < MOST_KINDS and not torch.cuda.is_current_stream_capturing():
             run = _CHOSEN[key] = _choose(x, weight, bias)
         if run is not None and run is not _unknown:
             if bias is not None:
@@ -70,6 +79,13 @@ def _choose(x: Tensor, weight: Tensor, bias: Tensor | None) -> Run | None:
     linear.check(x, weight, bias)
     if not linear.aligned(x) or not linear.aligned(weight) or weight.shape[0] % 8 or not x.numel():
         return None
+    try:
+        return _fastest(x, weight, bias)
+    except torch.cuda.OutOfMemoryError:  # the comparison needs the operands twice more
+        return None
+
+
+def _fastest(x: Tensor, weight: Tensor, bias: Tensor | None) -> Run | None:
     with torch.cuda.device(x.device), torch.no_grad():
         tests = [_operands(x, weight, bias, spread) for spread in (0, 12)]
         wanted = [linear.linear_batch_invariant(*operands) for operands in tests]
@@ -81,12 +97,11 @@ def _choose(x: Tensor, weight: Tensor, bias: Tensor | None) -> Run | None:
         passed = [run for run in map(plan.runner, plan.offers) if _has_bits(run, tests, wanted, y)]
         if not passed:
             return None
-        best = min(_milliseconds(lambda: linear.linear_batch_invariant(*tests[0])) for _ in range(2))
+        best = _milliseconds(lambda: linear.linear_batch_invariant(*tests[0]))
         chosen: Run | None = None
         addresses = _addresses(tests[0], y)
         for run in passed:
-            took = min(_milliseconds(lambda run=run: run(*addresses)) for _ in range(2))  # type: ignore[misc]
-            if took < best:
+            if (took := _milliseconds(lambda run=run: run(*addresses))) < best:  # type: ignore[misc]
                 best, chosen = took, run
         return chosen
 
@@ -98,14 +113,15 @@ def _operands(
     made = []
     generator = torch.Generator(x.device).manual_seed(16)
     for like in (x, weight):
-        values = torch.randn(like.shape, device=x.device, generator=generator)
-        if spread:
-            values *= torch.exp2(
-                torch.randint(-spread, spread + 1, like.shape, device=x.device, generator=generator)
-            )
-        made.append(
-            torch.empty_strided(like.shape, like.stride(), dtype=like.dtype, device=x.device).copy_(values)
-        )
+        operand = torch.empty_strided(like.shape, like.stride(), dtype=like.dtype, device=x.device)
+        for part in operand.split(max(STRETCH // like.shape[1], 1)):
+            values = torch.randn(part.shape, device=x.device, generator=generator)
+            if spread:
+                values *= torch.exp2(
+                    torch.empty_like(values).random_(-spread, spread + 1, generator=generator)
+                )
+            part.copy_(values)
+        made.append(operand)
     third = (
         None if bias is None else torch.randn(bias.shape, device=x.device, generator=generator).to(bias.dtype)
     )
@@ -132,13 +148,16 @@ def _has_bits(
 
 
 def _milliseconds(call: Callable[[], object]) -> float:
-    """Of ``REPEATS`` calls in a row, on the device: it is held up until the host has queued them all."""
+    """Of one of some calls in a row, on the device: it is held up until the host has queued them all."""
     begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-    call()
-    torch.cuda._sleep(HOLD)
-    begin.record()
-    for _ in range(REPEATS):
-        call()
-    end.record()
-    end.synchronize()
-    return float(begin.elapsed_time(end))
+    took = ENOUGH
+    for turn in range(2):  # the first for one call: its time says how many are timed
+        count = min(max(math.ceil(ENOUGH / max(took, 1e-3)), REPEATS[0]), REPEATS[1]) if turn else 1
+        torch.cuda._sleep(HOLD)
+        begin.record()
+        for _ in range(count):
+            call()
+        end.record()
+        end.synchronize()
+        took = float(begin.elapsed_time(end)) / count
+    return took

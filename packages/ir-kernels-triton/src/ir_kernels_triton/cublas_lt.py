@@ -12,6 +12,7 @@ That alone is no order: of random shapes, 39 of 2345 aligned ones and most other
 from __future__ import annotations
 
 import ctypes
+import threading
 from collections.abc import Callable
 from functools import cache
 from typing import Any, Final
@@ -117,7 +118,7 @@ class Plan:
 
     def __init__(self, x: Tensor, weight: Tensor, y: Tensor, *, bias: bool, offers: int = 8) -> None:
         self.device = x.device.index
-        self._biased = bias
+        self._biased, self._lock = bias, threading.Lock()
         (m, k), n, kind = x.shape, weight.shape[0], _TYPES[x.dtype]
         self._handle = _handle(self.device)
         self._desc = _made("cublasLtMatmulDescCreate", _COMPUTE_32F, _TYPES[torch.float32])
@@ -187,8 +188,11 @@ class Plan:
             if status:
                 raise CublasError(f"cublasLtMatmul returned status {status}")
 
+        lock = self._lock
+
         def run_biased(x: int, weight: int, bias: int, y: int) -> None:
-            _set("cublasLtMatmulDescSetAttribute", desc, _DESC_BIAS_POINTER, pointer(bias))
-            run(x, weight, bias, y)
+            with lock:  # the address stands in the description, which threads share
+                _set("cublasLtMatmulDescSetAttribute", desc, _DESC_BIAS_POINTER, pointer(bias))
+                run(x, weight, bias, y)
 
         return run_biased if self._biased else run

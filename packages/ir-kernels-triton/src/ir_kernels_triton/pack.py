@@ -43,30 +43,38 @@ def _implementation(
     }
 
 
-INTERPRETED: Final = "cpu, triton_interpreter"
-"""Where linear and bmm are offered. SM 9.0, for which they were made, follows when their GPU tests have run."""
+SM90: Final = "sm>=9.0, sm<10.0"
+"""Where tensor cores have the order ``chain16`` (H100, H200). Those of other devices have another, or were not run."""
 
-LINEAR: Final = (
+INTERPRETED: Final = "cpu, triton_interpreter"
+
+PRODUCTS: Final = (
     *("linear", "bmm", "linear_config", "linear_stream_kernel", "linear_tile_kernel", "chain16_dot"),
     *("tree", "kernel_spec", "arguments", "launcher", "compat"),
 )
 """Modules behind linear and bmm."""
 
 
-def _product(op: str, provider: str, predicate: str, order: str) -> dict[str, Any]:
+def _product(
+    op: str, provider: str, module: str, function: str, order: str, requires: str, prefers: str | None = None
+) -> dict[str, Any]:
     return {
         "op": op,
         "provider": provider,
-        "impl": f"ir_kernels_triton.{op}:{op}_batch_invariant",
+        "impl": f"ir_kernels_triton.{module}:{function}",
         "batch_invariant": True,
         "inplace": False,
         "opaque": True,
         "order": order,
-        "requires": INTERPRETED,
-        "supports_args": f"ir_kernels_triton.predicates:{predicate}",
+        "requires": requires,
+        "supports_args": f"ir_kernels_triton.predicates:{op}{'' if order == 'chain16' else '_fp32'}",
+        "prefers_args": f"ir_kernels_triton.predicates:{prefers}" if prefers else None,
         "sources": [
             *("ir_core.ops.matmul", "ir_core.ops.batched_matmul"),
-            *(f"ir_kernels_triton.{name}" for name in LINEAR),
+            *(
+                f"ir_kernels_triton.{name}"
+                for name in (*PRODUCTS, *(("cublas", "cublas_lt") if prefers else ()))
+            ),
         ],
     }
 
@@ -84,11 +92,19 @@ PACK: Final[dict[str, Any]] = {
         )
     ]
     + [
-        _product(op, provider, f"{op}{suffix}", order)
+        offer
         for op in ("linear", "bmm")
-        for provider, suffix, order in (
-            ("triton_batch_invariant", "", "chain16"),
-            ("triton_fp32", "_fp32", "fma_chain"),
+        for offer in (
+            _product(
+                op,
+                "triton_batch_invariant",
+                op,
+                f"{op}_batch_invariant",
+                "chain16",
+                f"{SM90} | {INTERPRETED}",
+            ),
+            _product(op, "triton_fp32", op, f"{op}_batch_invariant", "fma_chain", REQUIRES),
         )
-    ],
+    ]
+    + [_product("linear", "cublas", "cublas", "linear_chain16", "chain16", SM90, prefers="many_rows")],
 }
