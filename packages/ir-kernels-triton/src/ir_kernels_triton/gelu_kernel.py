@@ -8,6 +8,7 @@ import triton
 import triton.language as tl
 
 from ir_core.ops import activation
+from ir_kernels_triton.elementary import LN2_HIGH, LN2_LOW, LOG2_E, ROUND
 from ir_kernels_triton.rms_kernel import row_offsets
 from ir_kernels_triton.tree import (
     addresses,
@@ -23,10 +24,6 @@ from ir_kernels_triton.tree import (
     upcast,
 )
 
-LOG2_E = tl.constexpr(activation.LOG2_E)
-ROUND = tl.constexpr(activation.ROUND)
-LN2_HIGH = tl.constexpr(activation.LN2_HIGH)
-LN2_LOW = tl.constexpr(activation.LN2_LOW)
 EXP_MIN = tl.constexpr(activation.EXP_MIN)
 E0, E1, E2, E3, E4 = (tl.constexpr(c) for c in activation.EXP)
 TAIL_SCALE = tl.constexpr(activation.TAIL_SCALE)

@@ -8,7 +8,7 @@ REQUIRES: Final = "sm>=8.0 | cpu,triton_interpreter"
 
 RMS_KERNELS: Final = ("prepared_norm", "rms_kernel", "rms_hold_kernel")
 
-GELU_KERNELS: Final = ("gelu_config", "gelu_kernel")
+GELU_KERNELS: Final = ("gelu_config", "gelu_kernel", "elementary")
 
 SHARED: Final = (
     *("rms_kernel", "tree", "tile", "rows"),
@@ -38,6 +38,7 @@ def _implementation(
         "sources": [
             "ir_core.ops.canonical",
             "ir_core.ops.activation",
+            "ir_core.ops.elementary",
             *(f"ir_kernels_triton.{name}" for name in (module, pair, *kernels, *SHARED) if name),
         ],
     }

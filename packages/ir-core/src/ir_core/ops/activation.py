@@ -15,15 +15,10 @@ from ir_core.errors import ArgumentError
 from ir_core.op import register_op
 from ir_core.ops.arguments import check_floating, row_length
 from ir_core.ops.canonical import TREE, canonical_mean, exact_sqrt
+from ir_core.ops.elementary import LN2_HIGH, LN2_LOW, LOG2_E, ROUND
 from ir_core.tolerances import unit_roundoff
 
 # All constants are float32 numbers, written exactly.
-LOG2_E: Final = 1.4426950216293335
-ROUND: Final = 12582912.0
-"""1.5 * 2**23: adding it rounds a small float32 to an integer, to nearest even."""
-LN2_HIGH: Final = 0.693359375
-"""Nine bits, so that its product with the exponent is exact; ``LN2_LOW`` is what it lacks to log(2)."""
-LN2_LOW: Final = -0.00021219444170128554
 EXP: Final = (
     0.4999999403953552,
     0.1666651964187622,
