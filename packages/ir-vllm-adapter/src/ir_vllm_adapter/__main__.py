@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``python -m ir_vllm_adapter status [--json]``: what would run in the vLLM of this environment."""
+"""``python -m ir_vllm_adapter``: what would run in the vLLM of this environment, and what is known of it."""
 
 from __future__ import annotations
 
@@ -7,26 +7,81 @@ import argparse
 import contextlib
 import json
 import sys
+from pathlib import Path
 from typing import Any
 
 from ir_vllm_adapter import compat, hooks, layer_seam, log, plugin, status
+from ir_vllm_adapter.errors import AdapterError
+
+WRONG = 2
+"""The exit status of a command that could not do its work: bad arguments, no such model, no vLLM."""
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command; its exit status is 0. Whether the adapter is active is in the data ("enabled")."""
+    """Run a command.
+
+    Returns:
+        0: done. 2: it could not be done; the reason is on stderr.
+    """
+    options = _parser().parse_args(argv)
+    try:
+        # vLLM's log handler takes the stdout of the moment it is set up; stdout is for the data.
+        with contextlib.redirect_stdout(sys.stderr):
+            text, code = options.run(options)
+    except AdapterError as error:
+        sys.stderr.write(f"{error}\n")
+        return WRONG
+    sys.stdout.write(text + "\n")
+    return int(code)
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m ir_vllm_adapter", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    status_parser = commands.add_parser(
-        "status", help="what runs, through which seam, and what is not batch-invariant"
+    one = commands.add_parser("status", help="what runs, through which seam, and what is known of it")
+    one.add_argument(
+        "model",
+        nargs="?",
+        type=Path,
+        help="a model's folder: starts an engine with few of its layers and lists its parts",
     )
-    status_parser.add_argument("--json", action="store_true", help="print the same facts as JSON")
-    options = parser.parse_args(argv)
+    _engine_options(one)
+    one.set_defaults(run=_status)
+    return parser
 
-    # vLLM's log handler takes the stdout of the moment it is set up; stdout is for the data.
-    with contextlib.redirect_stdout(sys.stderr):
+
+def _engine_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="print the same facts as JSON")
+    parser.add_argument(
+        "-e",
+        "--engine",
+        action="append",
+        default=[],
+        type=_setting,
+        metavar="NAME=VALUE",
+        help="an argument of vllm.LLM, its value as JSON or else as text: -e dtype=bfloat16 -e block_size=32",
+    )
+
+
+def _setting(text: str) -> tuple[str, Any]:
+    name, equals, value = text.partition("=")
+    if not equals or not name.isidentifier():
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=VALUE")
+    try:
+        return name, json.loads(value)
+    except ValueError:
+        return name, value
+
+
+def _status(options: argparse.Namespace) -> tuple[str, int]:
+    if options.model is None:
         data = _facts()
-    sys.stdout.write((json.dumps(data, indent=2) if options.json else status.render(data)) + "\n")
-    return 0
+    else:
+        from ir_vllm_adapter import probe_engine
+
+        with probe_engine.start(probe_engine.Wanted(options.model, dict(options.engine))):
+            data = status.collect()
+    return (json.dumps(data, indent=2, default=str) if options.json else status.render(data)), 0
 
 
 def _facts() -> dict[str, Any]:

@@ -24,3 +24,7 @@ class AgreementError(AdapterError):
 
 class RefusedError(AdapterError):
     """IR_STRICT=1 and the configuration asks for something that does not meet the requirement."""
+
+
+class ModelError(AdapterError):
+    """A model folder that cannot be used, or options of an engine that cannot be started."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 
 
 @dataclass
@@ -15,16 +15,22 @@ class State:
     Args:
         started: whether a worker's device was set up here.
         index: its device index.
+        worker: the worker itself.
         loaded: whether a model was loaded.
         layers: norm-like layer classes of the loaded model and how many there are of each.
         compiled: whether the model runs compiled.
+        parts: the parts of a forward pass of the model (``parts.py``), without evidence.
+        collecting: whether this engine was started to make evidence; a lack of it does not end its start.
     """
 
     started: bool = False
     index: int | None = None
+    worker: Any = None
     loaded: bool = False
     layers: Counter[str] = field(default_factory=Counter)
     compiled: bool = False
+    parts: list[Any] = field(default_factory=list)
+    collecting: bool = False
 
 
 STATE: Final = State()

@@ -7,7 +7,7 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-from ir_vllm_adapter import compat, counters, ir_seam, layer_seam, log, state
+from ir_vllm_adapter import compat, counters, evidence, ir_seam, layer_seam, log, state
 from ir_vllm_adapter.attachment import ATTACHED
 from ir_vllm_adapter.version import __version__
 
@@ -40,11 +40,17 @@ def collect() -> dict[str, Any]:
         "target": {"name": target.describe(), "batch_invariant": target.batch_invariant},
         "ops": _ops(target),
         "layers": _layers(),
+        "parts": [part.to_dict() for part in parts(target)],
         "fusions_off": dict(ATTACHED.fusions_off),
         "not_batch_invariant": exceptions(host, policy, target),
         "counters": counters.snapshot(),
         "warnings": list(log.LINES),
     }
+
+
+def parts(target: Any) -> list[Any]:
+    """The parts of a forward pass of the loaded model, with the evidence on ``target``; [] before one is loaded."""
+    return [evidence.look_up(part, target) for part in state.STATE.parts]
 
 
 def plugin_allowed() -> bool:
@@ -104,6 +110,9 @@ def exceptions(host: compat.Host, policy: Any, target: Any) -> list[str]:
     for name in compat.ir_op_names():
         if name not in ATTACHED.providers:
             found.append(f"vLLM IR op {name}: ir-core has no implementation of it; vLLM's native runs")
+    for part in parts(target):
+        if part.verdict == "refuted":
+            found.append(f"{part.kind} {part.runs}: refuted on this device ({part.date[:10]}): {part.detail}")
     if state.STATE.compiled and not compat.inductor_batch_invariant():
         found.append(
             "Inductor's own reductions: its batch-invariant switch is off (TORCHINDUCTOR_BATCH_INVARIANT=1 sets it "
@@ -135,6 +144,7 @@ def render(data: dict[str, Any]) -> str:
         count = "not loaded" if layer["count"] is None else str(layer["count"])
         rows.append((layer["layer"], count, layer["seam"], ""))
     lines += _columns(rows)
+    lines += _parts(data.get("parts", []))
     if data["fusions_off"]:
         lines.append(f"fusions kept off, they replace norms: {', '.join(data['fusions_off'])}")
     lines += [f"not batch-invariant: {text}" for text in data["not_batch_invariant"]]
@@ -143,6 +153,23 @@ def render(data: dict[str, Any]) -> str:
             "calls so far: " + ", ".join(f"{key} {count}" for key, count in data["counters"].items())
         )
     return "\n".join(line.rstrip() for line in lines)
+
+
+def _parts(parts: Sequence[dict[str, Any]]) -> list[str]:
+    if not parts:
+        return []
+    rows = [("part", "runs", "modules", "order", "evidence on this device")]
+    for part in parts:
+        runs = f"{part['op']}: {part['runs']}" if part["op"] else part["runs"]
+        said = f"{part['verdict']} {part['date'][:10]}".rstrip()
+        said += f": {part['detail']}" if part["detail"] else ""
+        rows.append(
+            (part["kind"], f"{runs} ({part['home']})", str(part["count"]), part["order"] or "-", said)
+        )
+    lines = _columns(rows)
+    if any(part["verdict"] == "not checked" for part in parts):
+        lines.append("`python -m ir_vllm_adapter verify MODEL_FOLDER` checks what is not checked")
+    return lines
 
 
 def _with_home(op: dict[str, Any], provider: str) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from ir_vllm_adapter import compat, counters, fusion, layer_seam, log, state, status
+from ir_vllm_adapter import compat, counters, evidence, fusion, layer_seam, log, parts, state, status
 from ir_vllm_adapter.attachment import ATTACHED
 
 
@@ -28,7 +28,7 @@ def around_init_device(
         log.guarded("attach to vLLM", attach)
         log.guarded(
             "attach to vLLM's compiler",
-            lambda: attach_lowering() if _is_compiled(self.vllm_config) else None,
+            lambda: attach_lowering() if parts.is_compiled(self.vllm_config) else None,
         )
         log.guarded("take over the norm layers", layer_seam.install)
         log.guarded("switch fusions off", lambda: _settle_fusions(self.vllm_config))
@@ -49,6 +49,7 @@ def _start(wrapper: Any) -> None:
 
     worker = wrapper.worker
     state.STATE.started, state.STATE.index = True, getattr(worker, "local_rank", 0)
+    state.STATE.worker = worker
     _vouch()
     # Layers call ir-core eagerly only; graphs go through vLLM's ops or ours. The torch op would cost 2 us a call.
     set_default_torch_wrap(False)
@@ -118,7 +119,9 @@ def _loaded(worker: Any) -> None:
     """Take the census of the model's norm-like layers."""
     model = worker.model_runner.get_model()
     state.STATE.loaded, state.STATE.layers = True, census(model)
-    state.STATE.compiled = _is_compiled(worker.vllm_config)
+    state.STATE.compiled = parts.is_compiled(worker.vllm_config)
+    if state.STATE.collecting or ATTACHED.layers or status.anything_named():
+        state.STATE.parts = parts.census(model, worker.model_runner, worker.vllm_config)
 
 
 def census(model: Any) -> Counter[str]:
@@ -132,15 +135,26 @@ def census(model: Any) -> Counter[str]:
     return found
 
 
-def _is_compiled(vllm_config: Any) -> bool:
-    mode = vllm_config.compilation_config.mode
-    return getattr(mode, "value", mode) not in (0, None)
-
-
 def _announce(worker: Any) -> None:
-    """The start table, once an engine."""
+    """The start table, once an engine; with IR_STRICT=1 the end of the start where a part is not answered for."""
     if getattr(worker, "rank", 0) == 0 and (ATTACHED.layers or status.anything_named()):
         log.info(status.render(status.collect()))
+    if log.strict() and not state.STATE.collecting:
+        check_evidence()
+
+
+def check_evidence() -> None:
+    """In batch-invariant mode, refuse a model with a part that is refuted on this device or was not checked.
+
+    Raises:
+        RefusedError: there is one.
+    """
+    from ir_core import current
+    from ir_vllm_adapter.standing import target_here
+
+    policy = current()
+    if policy.batch_invariant and not policy.disabled:
+        evidence.require(status.parts(target_here(state.STATE.index)))
 
 
 def _check_warm_up() -> None:

@@ -46,13 +46,27 @@ def _certificates() -> dict[tuple[str, str], list[Certificate]]:
 
 def certificate_for(impl: IrOpImpl, target: Target) -> Certificate | None:
     """The certificate that counts for ``impl`` on ``target``: same sources, software and device."""
-    candidates = _certificates().get((impl.op.name, impl.provider))
+    if not _certificates().get((impl.op.name, impl.provider)):
+        return None  # before its digest is made, which reads files
+    return certificate_of(impl.op.name, impl.provider, impl.uuid(), target)
+
+
+def certificate_of(op: str, provider: str, uuid: str, target: Target) -> Certificate | None:
+    """The certificate that counts for code with the digest ``uuid`` on ``target``.
+
+    Args:
+        op, provider: as in the certificate. They need not be an op and an implementation of ir-core: a host may keep
+            certificates of its own parts, under names with a dot (``vllm.attention``).
+        uuid: digest of the code and of everything else that decides its bits beside the device.
+        target: the device.
+    """
+    candidates = _certificates().get((op, provider))
     if not candidates:
         return None
     from ir_core.verification import identity
 
     here = identity.device(target)
-    mine = [c for c in candidates if c.device == here and c.uuid == impl.uuid()]
+    mine = [c for c in candidates if c.device == here and c.uuid == uuid]
     return max(mine, key=lambda c: c.created, default=None)
 
 

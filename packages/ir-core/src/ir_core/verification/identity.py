@@ -70,5 +70,10 @@ def device(target: Target) -> dict[str, Any]:
 
 def key(impl: IrOpImpl, target: Target) -> str:
     """Name of the certificate file of an implementation on a device: 16 hexadecimal digits."""
-    parts = repr((impl.op.name, impl.provider, impl.uuid(), sorted(device(target).items(), key=str)))
+    return key_of(impl.op.name, impl.provider, impl.uuid(), target)
+
+
+def key_of(op: str, provider: str, uuid: str, target: Target) -> str:
+    """The same for code with the digest ``uuid`` that need be no implementation of an op (``evidence.py``)."""
+    parts = repr((op, provider, uuid, sorted(device(target).items(), key=str)))
     return hashlib.sha256(parts.encode()).hexdigest()[:16]

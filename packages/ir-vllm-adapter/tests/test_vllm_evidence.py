@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The commands that look into an engine, with vLLM 0.32.0's real one on a CPU: each run is a process of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ENGINE = (
+    *("-e", "dtype=float32", "-e", "max_model_len=128", "-e", "block_size=16", "-e", "max_num_seqs=16"),
+    *("-e", "max_num_batched_tokens=32", "-e", "kv_cache_memory_bytes=16777216", "-e", "enforce_eager=true"),
+)
+
+
+def _installed() -> bool:
+    try:
+        version("ir-vllm-testbed")
+        return version("vllm") == "0.32.0"
+    except PackageNotFoundError:
+        return False
+
+
+pytestmark = [
+    pytest.mark.vllm,
+    pytest.mark.slow,
+    pytest.mark.skipif(not _installed(), reason="needs vLLM 0.32.0 and the testbed (tests/engine)"),
+]
+
+
+class Commands:
+    """Runs commands on one model folder, with one store of certificates."""
+
+    def __init__(self, folder: Path, model: str) -> None:
+        from ir_vllm_testbed import models
+
+        self.folder = folder
+        self.model = models.write_model(model, folder / "model")
+
+    def __call__(self, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        env = os.environ | {
+            "IR_TESTBED": "1",
+            "TRITON_INTERPRET": "1",
+            "CUDA_VISIBLE_DEVICES": "",
+            "OMP_NUM_THREADS": "1",
+            "HF_HUB_OFFLINE": "1",
+            "VLLM_NO_USAGE_STATS": "1",
+            "VLLM_HOST_IP": "127.0.0.1",
+            "GLOO_SOCKET_IFNAME": "lo",
+            "VLLM_CACHE_ROOT": str(self.folder / "cache"),
+            "VLLM_BATCH_INVARIANT": "1",
+            "IR_PACKS": "ir-kernels-triton",
+            "IR_CACHE_DIR": str(self.folder / "ir"),
+        }
+        command = [sys.executable, "-m", "ir_vllm_adapter", words[0], str(self.model), *ENGINE, *words[1:]]
+        return subprocess.run(
+            command,
+            env=env | environment,
+            cwd=self.folder,
+            capture_output=True,
+            text=True,
+            timeout=900,
+            check=False,
+        )
+
+    def json(self, *words: str, code: int = 0, **environment: str) -> dict[str, Any]:
+        done = self(*words, "--json", **environment)
+        assert done.returncode == code, done.stderr[-6000:]
+        found: dict[str, Any] = json.loads(done.stdout)
+        return found
+
+
+@pytest.fixture(scope="module")
+def qwen3(tmp_path_factory: pytest.TempPathFactory) -> Commands:
+    return Commands(tmp_path_factory.mktemp("qwen3"), "qwen3")
+
+
+def test_status_of_a_model_names_every_kind_of_kernel(qwen3: Commands) -> None:
+    found = qwen3.json("status")["parts"]
+    runs = {(part["kind"], part["op"] or part["runs"]): part for part in found}
+    assert set(runs) == {
+        ("attention", "TRITON_ATTN"),
+        ("linear", "default_unquantized_gemm"),
+        ("norm", "rms_norm"),
+        ("norm", "fused_add_rms_norm"),
+        ("activation", "SiluAndMul.forward_native"),
+        ("rotary", "RotaryEmbedding.forward_native"),
+        ("rotary", "ApplyRotaryEmb.forward_native"),
+        ("embedding", "F.embedding"),
+        ("sampler", "compute_token_logprobs"),
+    }
+    assert runs["norm", "rms_norm"]["runs"] == "triton_batch_invariant"
+    assert runs["norm", "rms_norm"]["order"] == "tree"
+    assert runs["linear", "default_unquantized_gemm"]["count"] == 9  # 4 of each of 2 layers, and lm_head
+    assert len({part["uuid"] for part in found}) == len(found)
+    assert {part["verdict"] for part in found if part["kind"] != "embedding"} == {"not checked"}
