@@ -51,6 +51,7 @@ class Order:
         requires: the devices on which the order is the op's default; ``None`` for all. A policy may ask for it by
             name anywhere.
         dtypes: dtypes of the first activation that it is defined for; empty for all.
+        by_name: it is never the op's default: only a policy that names it brings it.
     """
 
     name: str
@@ -58,6 +59,7 @@ class Order:
     reference: str = PORTABLE
     requires: Requirement | None = None
     dtypes: tuple[torch.dtype, ...] = ()
+    by_name: bool = False
 
     def __post_init__(self) -> None:
         check_name(self.name, "Order")

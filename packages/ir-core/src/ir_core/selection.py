@@ -214,13 +214,18 @@ def computes(impl: IrOpImpl, order: Order) -> bool:
     return impl.order == order.name or impl.provider == order.reference
 
 
+def _references(op: Meaning) -> dict[str, None]:
+    """The providers that compute an order of ``op`` on every device."""
+    return dict.fromkeys([*(order.reference for order in op.orders.values()), PORTABLE])
+
+
 def fixed_order(
     op: Meaning, policy: Policy, target: Target, args: Sequence[Any] | None, reads: list[Read]
 ) -> Order | None:
     """The order in which ``op`` is computed: what the policy asks for, else in batch-invariant mode the op's default.
 
-    The default is the first order of the op that counts on ``target`` for the dtype of the first activation; ``None``
-    if the op has none there, or nothing asks for one.
+    The default is the first order of the op that counts on ``target`` for the dtype of the first activation, those
+    apart that only a policy brings; ``None`` if the op has none there, or nothing asks for one.
     """
     if policy.disabled:
         return None
@@ -229,7 +234,7 @@ def fixed_order(
     if not policy.invariant(op.name):
         return None
     for order in op.orders.values():
-        if order.requires is not None and not order.requires.check(target):
+        if order.by_name or (order.requires is not None and not order.requires.check(target)):
             continue
         if not order.dtypes or args is None or _dtype(op, args, reads) in order.dtypes:
             return order
@@ -254,7 +259,7 @@ def ladder(op: Meaning, impls: Impls, policy: Policy, order: Order | None = None
     invariant = policy.invariant(op.name)
     if invariant or order is not None:
         places = list(impls)
-        references = dict.fromkeys([*(each.reference for each in op.orders.values()), PORTABLE])
+        references = _references(op)
         rest = sorted(
             (impl for name, impl in impls.items() if name != NATIVE and name not in references),
             key=lambda impl: (
@@ -436,7 +441,7 @@ class _Judge:
                 "a reduction of torch is invariant under conditions only: no policy names native, and neither the "
                 "host vouched for it nor a certificate of this device"
             )
-        if impl.provider not in (NATIVE, PORTABLE) and not self.target.batch_invariant:
+        if impl.provider not in (NATIVE, *_references(self.op)) and not self.target.batch_invariant:
             reason = self.target.batch_invariant_reason
             reason = reason or f"{self.target.label} does not support batch invariance"
             if impl.requires.check(self.target):

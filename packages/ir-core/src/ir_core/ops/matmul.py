@@ -3,7 +3,8 @@
 
 Its orders, by dtype, each with its reference in ``portable``: fp16 and bf16 ``chain16`` (``chain16.py``), float32
 ``fma_chain`` and float64 ``mul_add_chain`` (``fma_chain.py``). In each of them the bias is added to the accumulator,
-in float32 (float64 for float64), and the sum is rounded once, to x's dtype and to nearest even.
+in float32 (float64 for float64), and the sum is rounded once, to x's dtype and to nearest even. A policy may ask for
+``chain16x8`` (``chunks.py``), which is made of eight such sums, for every dtype.
 
 Gradients. That of ``x`` is ``linear(grad, weight.T)``: rows stay rows, so it is batch-invariant where ``linear`` is,
 and runs under the policy that the forward had. Those of ``weight`` and ``bias`` sum over the rows, which no
@@ -31,6 +32,7 @@ from ir_core.meaning import Order
 from ir_core.op import register_op
 from ir_core.ops.arguments import row_length
 from ir_core.ops.chain16 import chain16
+from ir_core.ops.chunks import CHAIN16X8
 from ir_core.ops.fma_chain import fma_chain, mul_add_chain
 from ir_core.requirement import parse_requirement
 from ir_core.tolerances import unit_roundoff
@@ -70,7 +72,7 @@ ORDERS: Final = (
 """On SM 8.x, 10 and 12 the 16-bit product has an order of the hardware's own, which was not measured: none is named."""
 
 
-@register_op(has_reduction=True, orders=ORDERS)
+@register_op(has_reduction=True, orders=(*ORDERS, CHAIN16X8))
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """The product of rows with a weight matrix: ``x @ weight.T + bias``.
 

@@ -15,6 +15,9 @@ _PRODUCTS: Final = {
 }
 """Products of matrices: each dtype has an order of its own, and ``portable`` is the reference of all of them."""
 
+_CHAINS: Final = ("ir_core.ops.chunks", "ir_core.ops.matmul", "ir_core.ops.chain16", "ir_core.ops.fma_chain")
+_X8: Final = {"batch_invariant": True, "opaque": True, "order": "chain16x8", "sources": _CHAINS}
+
 PACK: Final[dict[str, Any]] = {
     "api": 1,
     "name": "core",
@@ -23,6 +26,7 @@ PACK: Final[dict[str, Any]] = {
         "fused_add_rms_norm": "ir_core.ops.layernorm:fused_add_rms_norm",
         "gelu_and_mul_sparse": "ir_core.ops.activation:gelu_and_mul_sparse",
         "linear": "ir_core.ops.matmul:linear",
+        "linear_partial": "ir_core.ops.matmul_x8:linear_partial",
         "rms_norm": "ir_core.ops.layernorm:rms_norm",
     },
     "implementations": [
@@ -39,5 +43,19 @@ PACK: Final[dict[str, Any]] = {
             "sources": ("ir_core.ops.chain16", "ir_core.ops.fma_chain"),
         }
         for op, place in _PRODUCTS.items()
+    ]
+    + [
+        {
+            "op": "linear",
+            "provider": "portable_x8",
+            "impl": "ir_core.ops.matmul_x8:linear_portable_x8",
+            **_X8,
+        },
+        {
+            "op": "linear_partial",
+            "provider": "portable",
+            "impl": "ir_core.ops.matmul_x8:linear_partial_portable",
+            **_X8,
+        },
     ],
 }
