@@ -348,3 +348,11 @@ def test_the_seed_of_a_session_is_in_the_command(scratch: dict[str, Any]) -> Non
     )
     finding = report.certificates[0].finding
     assert finding is not None and finding.case["call"]["seed"] == 5
+
+
+def test_what_the_op_refuses_is_no_case_of_its_implementations() -> None:
+    """A weight of another dtype is no call of linear, whatever a random case drew."""
+    subject = Subject(ops.linear.impls["portable"], CPU)
+    refused = subject.refusal(Setting("bfloat16", 40, variant="weight=float32"))
+    assert refused is not None and refused.startswith("no call of the op: linear: 'weight' is torch.float32")
+    assert subject.refusal(Setting("bfloat16", 40)) is None

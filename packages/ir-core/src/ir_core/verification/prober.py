@@ -126,7 +126,7 @@ class Prober:
     def takes(self, call: Call) -> bool:
         """Whether the implementation takes the arguments of a call: it may refuse a rank or a stride."""
         try:
-            return self.impl.refusal(self.subject.arguments(call), []) is None
+            return self.subject.refusal_of(self.subject.arguments(call)) is None
         except Exception:  # the selection probe reports a broken predicate
             return False
 

@@ -220,7 +220,7 @@ def _simpler(case: Case) -> Iterator[Case]:
 def _still(subject: Subject, case: Case) -> Difference | None:
     """What differs in a case; nothing where it cannot be run."""
     try:
-        if subject.impl.refusal(subject.arguments(case.call), []) is not None:
+        if subject.refusal_of(subject.arguments(case.call)) is not None:
             return None
         return subject.compare(case)
     except Exception:

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import torch
 from torch import Tensor
 
-from ir_core import catalog, torch_library
-from ir_core.errors import CertificateError
+from ir_core import catalog, facts, torch_library
+from ir_core.errors import ArgumentError, CertificateError
 from ir_core.verification import bits, modes, pool
 from ir_core.verification.calls import Call, Case, Setting
 
@@ -115,7 +115,16 @@ class Subject:
 
     def refusal(self, setting: Setting) -> str | None:
         """Why the implementation does not take this setting, or ``None``."""
-        return self.impl.refusal(self.arguments(self.call(setting, rows=2)), [])
+        return self.refusal_of(self.arguments(self.call(setting, rows=2)))
+
+    def refusal_of(self, args: list[Any]) -> str | None:
+        """Why the op or the implementation does not take these arguments, or ``None``."""
+        if self.op.check_fn is not None:
+            try:
+                facts.check(self.op.check_fn, self.op.params, self.op.activations, args, [])
+            except ArgumentError as error:
+                return f"no call of the op: {error.what}"
+        return self.impl.refusal(args, [])
 
     @property
     def native(self) -> IrOpImpl:
