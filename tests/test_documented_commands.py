@@ -114,7 +114,9 @@ def check(command: str) -> None:
                 check_help("ir_core", words[words.index(name) + 1 :])
             else:
                 execute(command)
-        case ["python3" | "python", "-m", "ir_vllm_adapter", *rest] if "MODEL_FOLDER" in rest:  # starts an engine
+        case ["python3" | "python", "-m", "ir_vllm_adapter", *rest] if (
+            "MODEL_FOLDER" in rest
+        ):  # starts an engine
             check_help("ir_vllm_adapter", rest)
         case ["python3" | "python", "-m", "ir_vllm_adapter", *_]:
             execute(command)

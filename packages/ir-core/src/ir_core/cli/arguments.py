@@ -27,8 +27,9 @@ def fake_arguments(
 ) -> tuple[Any, ...]:
     """The complete argument list of a call of ``op``.
 
-    Activations have ``shape`` and ``dtype``. Other tensors and scalars are what the op's input generator makes for
-    rows of ``shape[-1]`` elements; without a generator a tensor has one dimension of that length.
+    Activations have ``shape`` and ``dtype``, and the dimensions behind the first that the op's input generator gives
+    them where that are more. Other tensors and scalars are what the generator makes for rows of ``shape[-1]``
+    elements; without a generator a tensor has one dimension of that length.
 
     Args:
         given: values of single parameters; for a tensor only ``None``. Also of what the op's input generator takes
@@ -50,7 +51,13 @@ def fake_arguments(
                 _check(name, parameter.annotation, given[name])
                 values.append(given[name])
             elif name in op.activations:
-                values.append(torch.empty(shape, dtype=dtype))
+                like = example.get(name)
+                inner = (
+                    like.shape[1:]
+                    if isinstance(like, torch.Tensor) and like.dim() > len(shape)
+                    else shape[-1:]
+                )
+                values.append(torch.empty((*shape[:-1], *inner), dtype=dtype))
             elif tensor and name in example and example[name] is None:
                 values.append(None)
             elif tensor:

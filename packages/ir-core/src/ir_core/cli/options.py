@@ -11,7 +11,15 @@ import typer
 if TYPE_CHECKING:
     import torch
 
-CORE_OPS: Final = ("bmm", "fused_add_rms_norm", "gelu_and_mul_sparse", "linear", "linear_partial", "rms_norm")
+CORE_OPS: Final = (
+    "attention",
+    "bmm",
+    "fused_add_rms_norm",
+    "gelu_and_mul_sparse",
+    "linear",
+    "linear_partial",
+    "rms_norm",
+)
 """The core's own ops, for completion without importing them; a test compares it with the registry."""
 
 DTYPES: Final = ("bfloat16", "float16", "float32")

@@ -11,8 +11,9 @@ if TYPE_CHECKING:
     from ir_core.ops.batched_matmul import bmm
     from ir_core.ops.layernorm import fused_add_rms_norm, rms_norm
     from ir_core.ops.matmul import linear
+    from ir_core.ops.scaled_dot_product import attention
 
-__all__ = ["bmm", "fused_add_rms_norm", "gelu_and_mul_sparse", "linear", "rms_norm"]
+__all__ = ["attention", "bmm", "fused_add_rms_norm", "gelu_and_mul_sparse", "linear", "rms_norm"]
 
 
 def __getattr__(name: str) -> Any:

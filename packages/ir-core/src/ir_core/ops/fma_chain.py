@@ -67,21 +67,25 @@ def _mul_add_block(x: Tensor, weight: Tensor) -> Tensor:
 
 
 def _fma_block(x: Tensor, weight: Tensor) -> Tensor:
-    """Float64 numbers that are float32's: after each step the sum is rounded to float32.
+    return fma_steps(x, weight, x.new_zeros((x.shape[1], weight.shape[1])))
+
+
+def fma_steps(x: Tensor, weight: Tensor, c: Tensor) -> Tensor:
+    """``c`` plus the products of ``[K, ..., R]`` and ``[K, ..., C]``, one k after the other: ``[..., R, C]``.
+
+    All are float64 numbers that are float32's: after each step the sum is rounded to float32.
 
     The float64 sum may have been rounded to midway between two float32: then, and where a float32 is subnormal and
     midway is elsewhere, rounding it again could go the wrong way. That is rare, so a stretch of steps is done without
     asking, and once more, by way of numbers rounded to odd, if one of its sums was such.
     """
-    c = torch.zeros(x.shape[1], weight.shape[1], dtype=torch.float64, device=x.device)
     length = max(min(STRETCH // max(c.numel(), 1), 256), 1)
     totals = torch.empty(length, *c.shape, dtype=torch.float64, device=x.device)
     for start in range(0, x.shape[0], length):
-        products = x[start : start + length].unsqueeze(2) * weight[start : start + length].unsqueeze(1)
+        products = x[start : start + length].unsqueeze(-1) * weight[start : start + length].unsqueeze(-2)
         before, c = c, _steps(products, c, totals)
         done = totals[: len(products)]
-        midway = (done.view(torch.int64) & _TAIL) == _HALF
-        if bool((midway | ((done.abs() < 2.0**-125) & (done != 0))).any()):
+        if bool(midway(done).any()):
             c = before
             for product in products:
                 c = _to_odd(product, c, product + c).float().double()
@@ -96,6 +100,20 @@ def _steps(products: Tensor, c: Tensor, totals: Tensor) -> Tensor:
         torch.add(c, product, out=total)
         c.copy_(narrow.copy_(total))
     return c
+
+
+def fma(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
+    """``a * b + c`` of float32, rounded once to nearest; of float64, product and sum each rounded."""
+    if a.dtype == torch.float64:
+        return a * b + c
+    product, addend = torch.broadcast_tensors(a.double() * b.double(), c.double())
+    total = product + addend
+    return (_to_odd(product, addend, total) if bool(midway(total).any()) else total).float()
+
+
+def midway(total: Tensor) -> Tensor:
+    """Where rounding the float64 ``total`` of an inexact sum to float32 could go the wrong way; never too few."""
+    return ((total.view(torch.int64) & _TAIL) == _HALF) | ((total.abs() < 2.0**-125) & (total != 0))
 
 
 def _to_odd(a: Tensor, b: Tensor, total: Tensor) -> Tensor:

@@ -17,11 +17,28 @@ _PRODUCTS: Final = {
 
 _CHAINS: Final = ("ir_core.ops.chunks", "ir_core.ops.matmul", "ir_core.ops.chain16", "ir_core.ops.fma_chain")
 _X8: Final = {"batch_invariant": True, "opaque": True, "order": "chain16x8", "sources": _CHAINS}
+_ATTENTION: Final = {
+    "op": "attention",
+    "provider": "portable",
+    "impl": "ir_core.ops.scaled_dot_product:attention_portable",
+    "batch_invariant": True,
+    "opaque": True,
+    "sources": (
+        "ir_core.ops.attention_arguments",
+        "ir_core.ops.tiles64",
+        "ir_core.ops.powers",
+        "ir_core.ops.elementary",
+        "ir_core.ops.chain16_batched",
+        "ir_core.ops.chain16",
+        "ir_core.ops.fma_chain",
+    ),
+}
 
 PACK: Final[dict[str, Any]] = {
     "api": 1,
     "name": "core",
     "ops": {
+        "attention": "ir_core.ops.scaled_dot_product:attention",
         "bmm": "ir_core.ops.batched_matmul:bmm",
         "fused_add_rms_norm": "ir_core.ops.layernorm:fused_add_rms_norm",
         "gelu_and_mul_sparse": "ir_core.ops.activation:gelu_and_mul_sparse",
@@ -57,5 +74,6 @@ PACK: Final[dict[str, Any]] = {
             "impl": "ir_core.ops.matmul_x8:linear_partial_portable",
             **_X8,
         },
-    ],
+    ]
+    + [_ATTENTION],
 }
