@@ -151,7 +151,9 @@ def test_every_choice_fits_the_processor():
                     assert k == choice.STAGES * choice.BK
                 else:
                     assert choice.STAGES >= 3
-                assert linear_config.bulk(rows, n).programs(rows, n) <= linear_config.PROCESSORS
+                bulk = linear_config.bulk(rows, n)
+                assert bulk.programs(rows, n) <= bulk.each * linear_config.PROCESSORS
+                assert bulk.shared * bulk.each <= linear_config.SHARED_BYTES
 
 
 @pytest.mark.gpu
@@ -166,6 +168,28 @@ def test_kernels_of_a_gpu(dtype, rows, n, k):
     for b in (None, bias):
         want = portable(x, weight[wanted], None if b is None else b[wanted])
         assert_bits(run(x, weight, b)[:, wanted].contiguous(), want)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("swap", [False, True])
+@pytest.mark.parametrize("more", [0, 64])
+@pytest.mark.parametrize("halves", [False, True])
+@pytest.mark.parametrize("flatten", [False, True])
+def test_every_form_of_the_kernel_for_many_rows(swap, more, halves, flatten):
+    """Tiles in two parts, transposed, stored in halves; tiles that hang over the edges, and several a program."""
+    if not torch.cuda.is_available():
+        pytest.skip("needs a GPU")
+    from ir_kernels_triton.linear import bulk_run
+
+    choice = linear_config.Bulk(128, 128, 64, 3, 8, flatten, halves, 8, more, swap)
+    for rows, n, k in ((1000, 2056, 264), (130, 200, 72), (3000, 1800, 64)):
+        x, weight, bias = operands("cuda", BF16, rows, n, k)
+        y, wanted = torch.empty(rows, n, dtype=BF16, device="cuda"), slice(n - 70, n)
+        some = torch.cat([torch.arange(3), torch.arange(rows - 3, rows)])
+        for b in (None, bias):
+            bulk_run(choice, x, weight, b is not None)(x, weight, x if b is None else b, y)
+            want = portable(x[some], weight[wanted], None if b is None else b[wanted])
+            assert_bits(y[some][:, wanted].contiguous(), want)
 
 
 @pytest.mark.gpu

@@ -197,6 +197,25 @@ def launch(spec: KernelSpec) -> SlowLaunch | DirectLaunch:
         return SlowLaunch(spec)
 
 
+class Described:
+    """What a launch reads of a tensor descriptor: Triton's own checks, at each call, what is checked once here."""
+
+    __slots__ = ("base", "padding", "round_f32_to_tf32", "shape", "strides")
+
+    def __init__(self, base: torch.Tensor, shape: tuple[int, ...], strides: tuple[int, ...]) -> None:
+        self.base, self.shape, self.strides = base, shape, strides
+        self.padding, self.round_f32_to_tf32 = "zero", False
+
+
+def descriptor(kernel: Any, shape: tuple[int, ...], strides: tuple[int, ...], block: list[int]) -> Any:
+    """``describe(tensor)``: what a launch of ``kernel`` takes for a tensor descriptor of blocks of this shape."""
+    if kernel.takes_pointers:
+        return lambda base: Described(base, shape, strides)
+    from triton.tools.tensor_descriptor import TensorDescriptor
+
+    return lambda base: TensorDescriptor(base, list(shape), list(strides), block)
+
+
 def empty_strided(
     device: torch.device,
 ) -> Callable[[tuple[int, ...], tuple[int, ...], torch.dtype], torch.Tensor]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Final
 
 import torch
 from torch import Tensor
@@ -124,13 +124,17 @@ def _run(spec: KernelSpec, device: torch.device, programs: int, numbers: tuple[i
     One launch a kernel takes every argument: there are too many kinds of calls to write each one's numbers into a
     function of its own.
     """
+    kernel, launch = _compiled(spec, device)
+    at = kernel.pointer
+    return lambda x, w, b, y: launch(programs, at(x), at(w), at(b), at(y), *numbers)
+
+
+def _compiled(spec: KernelSpec, device: torch.device) -> tuple[Kernel, Launch]:
     key = spec, -1 if device.index is None else device.index
     if key not in _KERNELS:
         made = Kernel(spec, device)
         _KERNELS[key] = made, made.prepare_here(spec.names, {})
-    kernel, launch = _KERNELS[key]
-    at = kernel.pointer
-    return lambda x, w, b, y: launch(programs, at(x), at(w), at(b), at(y), *numbers)
+    return _KERNELS[key]
 
 
 def stream_run(choice: linear_config.Stream, x: Tensor, weight: Tensor, bias: bool) -> Run:
@@ -156,37 +160,23 @@ def tile_run(x: Tensor, weight: Tensor, bias: bool, aligned: bool) -> Run:
 
 
 def bulk_run(choice: linear_config.Bulk, x: Tensor, weight: Tensor, bias: bool) -> Run:
-    """``run`` of ``linear_bulk``, through Triton's own launcher: that makes the tensor descriptors."""
-    from triton.tools.tensor_descriptor import TensorDescriptor
-
-    from ir_kernels_triton.linear_tile_kernel import linear_bulk
-
+    """``run`` of ``linear_bulk``."""
     (rows, k), n = x.shape, weight.shape[0]
-    grid = (choice.programs(rows, n),)
-    constants: dict[str, Any] = {
-        "BM": choice.BM,
-        "BN": choice.BN,
-        "BK": choice.BK,
-        "GROUP": choice.GROUP,
-        "PROGRAMS": linear_config.PROCESSORS,
-        "FLATTEN": choice.FLATTEN,
-        "HALVES": choice.HALVES,
-        "HAS_BIAS": bias,
-        "num_warps": choice.warps,
-        "num_stages": choice.stages,
-        "launch_pdl": True,
-    }
-    out = [choice.BM, choice.BN // 2 if choice.HALVES else choice.BN]
-
-    def run(x: Tensor, weight: Tensor, bias: Tensor, y: Tensor) -> None:
-        described = (
-            TensorDescriptor(x, [rows, k], [x.stride(0), 1], [choice.BM, choice.BK]),
-            TensorDescriptor(weight, [n, k], [weight.stride(0), 1], [choice.BN, choice.BK]),
-            TensorDescriptor(y, [rows, n], [n, 1], out),
-        )
-        linear_bulk[grid](*described, bias, rows, n, k, **constants)
-
-    return run
+    spec = linear_config.bulk_spec(choice, TRITON_NAMES[str(x.dtype)], bias=bias)
+    kernel, launch = _compiled(spec, x.device)
+    programs = choice.programs(rows, n)
+    width = choice.BN // 2 if choice.HALVES else choice.BN
+    describe, at = compat.descriptor, kernel.pointer
+    of_x = describe(kernel, (rows, k), (x.stride(0), 1), [choice.BM, choice.BK])
+    of_w = describe(kernel, (n, k), (weight.stride(0), 1), [choice.BN, choice.BK])
+    of_y = describe(kernel, (rows, n), (n, 1), [choice.BM, width])
+    if not choice.MORE:
+        return lambda x, w, b, y: launch(programs, of_x(x), of_w(w), of_y(y), at(b), rows, n, k)
+    of_w2 = describe(kernel, (n, k), (weight.stride(0), 1), [choice.MORE, choice.BK])
+    of_y2 = describe(kernel, (rows, n), (n, 1), [choice.BM, choice.MORE])
+    return lambda x, w, b, y: launch(
+        programs, of_x(x), of_w(w), of_y(y), at(b), rows, n, k, of_w2(w), of_y2(y)
+    )
 
 
 def nothing(x: Tensor, weight: Tensor, bias: Tensor, y: Tensor) -> None:

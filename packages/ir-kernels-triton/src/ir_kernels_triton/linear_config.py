@@ -47,7 +47,7 @@ class Stream:
 
 @dataclass(frozen=True, slots=True)
 class Bulk:
-    """A launch of ``linear_bulk``."""
+    """A launch of ``linear_bulk``: see there for the fields."""
 
     BM: int
     BN: int
@@ -57,10 +57,24 @@ class Bulk:
     FLATTEN: bool
     HALVES: bool
     GROUP: int = 8
+    MORE: int = 0
+    SWAP: bool = False
+    each: int = 1
+    """Programs of a processor at once."""
+
+    def tiles(self, rows: int, n: int) -> int:
+        """Tiles of all outputs."""
+        return -(-rows // self.BM) * -(-n // (self.BN + self.MORE))
 
     def programs(self, rows: int, n: int) -> int:
         """Programs of a launch."""
-        return min(-(-rows // self.BM) * -(-n // self.BN), PROCESSORS)
+        return min(self.tiles(rows, n), self.each * PROCESSORS)
+
+    @property
+    def shared(self) -> int:
+        """Bytes of shared memory, but for some of the compiler's."""
+        width = max(self.BN // 2 if self.HALVES else self.BN, self.MORE)
+        return 2 * (self.stages * (self.BM + self.BN + self.MORE) * self.BK + self.BM * width)
 
 
 def stream(rows: int, n: int, k: int) -> Stream:
@@ -114,8 +128,8 @@ def bulk(rows: int, n: int) -> Bulk:
 
     def cost(choice: tuple[Bulk, float]) -> float:
         tile, rate = choice
-        waves = -(-(-(-rows // tile.BM) * -(-n // tile.BN)) // PROCESSORS)
-        return waves * (BULK_START + tile.BM * tile.BN / rate)
+        waves = -(-tile.tiles(rows, n) // PROCESSORS)
+        return waves * (BULK_START + tile.BM * (tile.BN + tile.MORE) / rate)
 
     return min(BULK, key=cost)[0]
 
@@ -139,6 +153,48 @@ def stream_spec(choice: Stream, k: int, dtype: str, *, bias: bool) -> KernelSpec
         "WARPS": choice.WARPS,
     }
     return _spec("linear_stream_kernel", "linear_stream", dtype, integers, constants, choice.WARPS, pdl=True)
+
+
+def bulk_spec(choice: Bulk, dtype: str, *, bias: bool) -> KernelSpec:
+    """The kernel of a launch of ``linear_bulk``; nothing of rows, N and K is in it."""
+
+    def blocks(rows: int, columns: int) -> str:
+        return f"tensordesc<{dtype}[{rows}, {columns}]>"
+
+    width = choice.BN // 2 if choice.HALVES else choice.BN
+    signature = {
+        "x": blocks(choice.BM, choice.BK),
+        "w": blocks(choice.BN, choice.BK),
+        "y": blocks(choice.BM, width),
+        "b_ptr": f"*{dtype}",
+        **dict.fromkeys(("rows", "N", "K"), "i32"),
+    }
+    constants: dict[str, Any] = {}
+    if choice.MORE:
+        signature |= {"w2": blocks(choice.MORE, choice.BK), "y2": blocks(choice.BM, choice.MORE)}
+    else:
+        constants = {"w2": None, "y2": None}
+    constants |= {
+        "BM": choice.BM,
+        "BN": choice.BN,
+        "MORE": choice.MORE,
+        "BK": choice.BK,
+        "GROUP": choice.GROUP,
+        "PROGRAMS": choice.each * PROCESSORS,
+        "FLATTEN": choice.FLATTEN,
+        "HALVES": choice.HALVES,
+        "SWAP": choice.SWAP,
+        "HAS_BIAS": bias,
+    }
+    return KernelSpec(
+        module="ir_kernels_triton.linear_tile_kernel",
+        kernel="linear_bulk",
+        signature=tuple(signature.items()),
+        constants=tuple(constants.items()),
+        num_warps=choice.warps,
+        num_stages=choice.stages,
+        pdl=True,
+    )
 
 
 def tile_spec(rows: int, dtype: str, *, aligned: bool, bias: bool, interpret: bool) -> KernelSpec:

@@ -82,30 +82,60 @@ def linear_tile(
 
 
 @triton.jit
+def _round(
+    acc, b_ptr, first, N, SIZE: tl.constexpr, SWAP: tl.constexpr, HAS_BIAS: tl.constexpr, TYPE: tl.constexpr
+):
+    """The outputs ``[BM, SIZE]`` of an accumulator, which is transposed if ``SWAP``."""
+    if HAS_BIAS:
+        n = first + tl.arange(0, SIZE)
+        bias = tl.load(b_ptr + n, mask=n < N, other=0.0).to(tl.float32)
+        acc += bias[:, None] if SWAP else bias[None, :]
+    y = acc.to(TYPE)
+    return tl.trans(y) if SWAP else y
+
+
+@triton.jit(do_not_specialize=["b_ptr", "rows", "N", "K"])
 def linear_bulk(
-    x, w, y, b_ptr, rows, N, K,
-    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, GROUP: tl.constexpr, PROGRAMS: tl.constexpr,
-    FLATTEN: tl.constexpr, HALVES: tl.constexpr, HAS_BIAS: tl.constexpr,
+    x, w, y, b_ptr, rows, N, K, w2, y2,
+    BM: tl.constexpr, BN: tl.constexpr, MORE: tl.constexpr, BK: tl.constexpr, GROUP: tl.constexpr,
+    PROGRAMS: tl.constexpr, FLATTEN: tl.constexpr, HALVES: tl.constexpr, SWAP: tl.constexpr, HAS_BIAS: tl.constexpr,
 ):  # fmt: skip
     """The same for many aligned rows: persistent programs, tiles through tensor descriptors (TMA).
 
+    A tile has ``BM`` rows and ``BN + MORE`` columns: with 128 + 64 columns, 512 rows of 6144 outputs are 128 tiles, and
+    no power of two fills 132 processors in one turn. ``MORE`` columns have an accumulator of their own; it, ``w2`` and
+    ``y2`` are left out where ``MORE`` is 0. ``SWAP``: the weights are the operand whose rows are the instruction's 64.
     ``HALVES``: a tile is stored in two, so that a stage of its shared memory is free for reading. ``FLATTEN``: the loop
-    over tiles and the one over K are one, so that the next tile is on its way while one is stored.
+    over tiles and the one over K are one, so that the next tile is on its way while one is stored (with ``MORE``, ptxas
+    would put a wait behind every instruction).
     """
     gdc_launch_dependents()
     gdc_wait()
-    tiles = tl.cdiv(rows, BM) * tl.cdiv(N, BN)
+    TYPE: tl.constexpr = y.dtype
+    WIDE: tl.constexpr = BN + MORE
+    tiles = tl.cdiv(rows, BM) * tl.cdiv(N, WIDE)
     for tile in tl.range(tl.program_id(0), tiles, PROGRAMS, flatten=FLATTEN):
-        tile_m, tile_n = _place(tile, rows, N, BM, BN, GROUP)
-        acc = tl.zeros((BM, BN), dtype=tl.float32)
+        tile_m, tile_n = _place(tile, rows, N, BM, WIDE, GROUP)
+        m = tile_m * BM
+        n = tile_n * WIDE
+        acc = tl.zeros((BN, BM) if SWAP else (BM, BN), dtype=tl.float32)
+        if MORE:
+            acc2 = tl.zeros((MORE, BM) if SWAP else (BM, MORE), dtype=tl.float32)
         for step in range(tl.cdiv(K, BK)):
-            acc = tl.dot(x.load([tile_m * BM, step * BK]), w.load([tile_n * BN, step * BK]).T, acc)
-        if HAS_BIAS:
-            n = tile_n * BN + tl.arange(0, BN)
-            acc += tl.load(b_ptr + n, mask=n < N, other=0.0).to(tl.float32)[None, :]
+            a = x.load([m, step * BK])
+            b = w.load([n, step * BK])
+            acc = tl.dot(b, a.T, acc) if SWAP else tl.dot(a, b.T, acc)
+            if MORE:
+                b2 = w2.load([n + BN, step * BK])
+                acc2 = tl.dot(b2, a.T, acc2) if SWAP else tl.dot(a, b2.T, acc2)
         if HALVES:
-            left, right = tl.split(tl.permute(tl.reshape(acc, (BM, 2, BN // 2)), (0, 2, 1)))
-            y.store([tile_m * BM, tile_n * BN], left.to(y.dtype))
-            y.store([tile_m * BM, tile_n * BN + BN // 2], right.to(y.dtype))
+            if SWAP:
+                left, right = tl.split(tl.permute(tl.reshape(acc, (2, BN // 2, BM)), (1, 2, 0)))
+            else:
+                left, right = tl.split(tl.permute(tl.reshape(acc, (BM, 2, BN // 2)), (0, 2, 1)))
+            y.store([m, n], _round(left, b_ptr, n, N, BN // 2, SWAP, HAS_BIAS, TYPE))
+            y.store([m, n + BN // 2], _round(right, b_ptr, n + BN // 2, N, BN // 2, SWAP, HAS_BIAS, TYPE))
         else:
-            y.store([tile_m * BM, tile_n * BN], acc.to(y.dtype))
+            y.store([m, n], _round(acc, b_ptr, n, N, BN, SWAP, HAS_BIAS, TYPE))
+        if MORE:
+            y2.store([m, n + BN], _round(acc2, b_ptr, n + BN, N, MORE, SWAP, HAS_BIAS, TYPE))
