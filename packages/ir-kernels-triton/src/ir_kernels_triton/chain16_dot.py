@@ -76,25 +76,31 @@ def chain16_dot(x, w, acc, INTERPRET: tl.constexpr):
 
 
 @triton.jit
-def fma_chain_dot(x, w, acc):
-    """``acc + x @ w`` of float32 tiles in the order ``fma_chain``: one fused multiply-add after the other, ascending.
+def fma_exact(a, b, c):
+    """``a * b + c`` of float32 tensors, rounded once, without the instruction for it.
 
     The product of two float32 is exact in float64. Their sum is rounded to odd there, then to float32, which is what
     rounding the exact sum once gives (Boldo and Melquiond, 2008); its error is Knuth's TwoSum.
     """
+    product = tl.cast(a, tl.float64) * tl.cast(b, tl.float64)
+    addend = tl.cast(c, tl.float64)
+    total = product + addend
+    seen = total - product
+    error = (product - (total - seen)) + (addend - seen)
+    bits = total.to(tl.int64, bitcast=True)
+    outward = (error > 0.0) == (total > 0.0)
+    odd = tl.where(outward, bits + 1, bits - 1)
+    inexact = (error != 0.0) & _finite(total) & ((bits & 1) == 0)
+    return tl.where(inexact, odd, bits).to(tl.float64, bitcast=True).to(tl.float32)
+
+
+@triton.jit
+def fma_chain_dot(x, w, acc):
+    """``acc + x @ w`` of float32 tiles in the order ``fma_chain``: one fused multiply-add after the other, ascending."""
     K: tl.constexpr = x.shape[1]
     number = tl.arange(0, K)
     for k in tl.static_range(K):
-        x_k = tl.sum(tl.where((number == k)[None, :], x, 0.0), 1).to(tl.float64)
-        w_k = tl.sum(tl.where((number == k)[:, None], w, 0.0), 0).to(tl.float64)
-        product = x_k[:, None] * w_k[None, :]
-        c = acc.to(tl.float64)
-        total = product + c
-        seen = total - product
-        error = (product - (total - seen)) + (c - seen)
-        bits = total.to(tl.int64, bitcast=True)
-        outward = (error > 0.0) == (total > 0.0)
-        odd = tl.where(outward, bits + 1, bits - 1)
-        inexact = (error != 0.0) & _finite(total) & ((bits & 1) == 0)
-        acc = tl.where(inexact, odd, bits).to(tl.float64, bitcast=True).to(tl.float32)
+        x_k = tl.sum(tl.where((number == k)[None, :], x, 0.0), 1)
+        w_k = tl.sum(tl.where((number == k)[:, None], w, 0.0), 0)
+        acc = fma_exact(x_k[:, None], w_k[None, :], acc)
     return acc
