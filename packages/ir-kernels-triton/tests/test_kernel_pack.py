@@ -52,10 +52,10 @@ def test_claims() -> None:
         inplace = op == "fused_add_rms_norm"
         assert claims[op, "triton_batch_invariant"] == (True, inplace, True)
         assert claims[op, "triton"] == (False, inplace, True)
-    for op in ("linear", "bmm"):
+    for op in ("linear", "bmm", "attention"):
         assert claims[op, "triton_batch_invariant"] == claims[op, "triton_fp32"] == (True, False, True)
     assert claims["linear", "cublas"] == (True, False, True)
-    assert len(claims) == 11
+    assert len(claims) == 13
 
 
 def test_products_are_offered_where_their_order_was_seen() -> None:

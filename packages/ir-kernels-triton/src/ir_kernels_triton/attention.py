@@ -87,7 +87,13 @@ def attend(
     rows, matrices = call.queries * shape.group, call.batch * call.groups
     if choice is None:
         choice = attention_config.choose(shape, rows, call.keys, matrices)
-    operands = (query, key, value, query if mask is None else mask, query if key_lengths is None else key_lengths)
+    operands = (
+        query,
+        key,
+        value,
+        query if mask is None else mask,
+        query if key_lengths is None else key_lengths,
+    )
     sizes = (rows, call.keys, call.queries, call.groups)
     strides = (*query.stride()[:3], *key.stride()[:3], *value.stride()[:3])
     strides += (0, 0, 0, 0) if mask is None else tuple(mask.stride())
@@ -99,12 +105,12 @@ def attend(
             return out
         parts = -(-call.keys // attention_config.PART_KEYS)
         c = query.new_empty((matrices, parts, rows, value.shape[-1]), dtype=torch.float32)
-        m, l = query.new_empty((2, matrices, parts, rows), dtype=torch.float32)
+        m, sums = query.new_empty((2, matrices, parts, rows), dtype=torch.float32)
         _launch(attention_config.rows_spec(shape, choice), query.device, programs * parts,
-                (*operands, c, m, l), (*sizes, *strides, factor))  # fmt: skip
+                (*operands, c, m, sums), (*sizes, *strides, factor))  # fmt: skip
         spec = attention_config.merge_spec(shape)
         programs = matrices * -(-rows // dict(spec.constants)["BR"])
-        _launch(spec, query.device, programs, (c, m, l, out, operands[4]), sizes)
+        _launch(spec, query.device, programs, (c, m, sums, out, operands[4]), sizes)
     return out
 
 
@@ -115,7 +121,11 @@ class _Nothing:
 
 
 def _launch(
-    spec: KernelSpec, device: torch.device, programs: int, tensors: tuple[Tensor, ...], numbers: tuple[Any, ...]
+    spec: KernelSpec,
+    device: torch.device,
+    programs: int,
+    tensors: tuple[Tensor, ...],
+    numbers: tuple[Any, ...],
 ) -> None:
     """Launch a kernel on its device, which is the current one."""
     key = spec, -1 if device.index is None else device.index

@@ -136,7 +136,9 @@ MERGE_ROWS: Final = 1
 MERGE_UNROLL: Final = 8
 
 
-def merge_spec(shape: Shape, *, rows: int = MERGE_ROWS, unroll: int = MERGE_UNROLL, warps: int = 1) -> KernelSpec:
+def merge_spec(
+    shape: Shape, *, rows: int = MERGE_ROWS, unroll: int = MERGE_UNROLL, warps: int = 1
+) -> KernelSpec:
     """The kernel that merges parts; of the shape it depends on the values, the heads and the lengths."""
     signature = [
         *((name, "*fp32") for name in ("c_ptr", "m_ptr", "l_ptr")),

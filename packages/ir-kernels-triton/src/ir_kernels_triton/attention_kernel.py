@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
+# ruff: noqa: E741  names are those of docs/orders.md
 """attention in the orders ``tiles64``: one pass over the keys, or parts of 512 side by side and a merge.
 
 A program has ``BM`` rows of one group of heads. A row is a query of one head; the heads that share keys stand side by
-side, so that a tile of keys is read once for all of them: row r is query ``r // GROUP`` of the group's head ``r % GROUP``.
+side, so that a tile of keys is read once for all of them: row r is query ``r // GROUP`` of the head ``r % GROUP``.
 No row's arithmetic depends on another's, so how many rows, warps and stages there are changes no bit.
 
 All kernels are made of ``_tile`` (64 keys more) and ``_merge`` (512 keys closed), which have the steps of
@@ -16,7 +17,7 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from ir_kernels_triton.chain16_dot import chain16_dot, fma_chain_dot, fma_exact
 from ir_kernels_triton.elementary import exp2
-from ir_kernels_triton.tree import canonical_reciprocal, hidden, round_to, upcast
+from ir_kernels_triton.tree import canonical_reciprocal, hidden, round_to
 
 TILE = tl.constexpr(64)
 PART = tl.constexpr(8)
@@ -145,7 +146,9 @@ def _columns(N: tl.constexpr, WIDTH: tl.constexpr, ALIGNED: tl.constexpr, BITS: 
 
 
 @triton.jit
-def _read(base, offset, there, N: tl.constexpr, WIDTH: tl.constexpr, ALIGNED: tl.constexpr, ALL: tl.constexpr):
+def _read(
+    base, offset, there, N: tl.constexpr, WIDTH: tl.constexpr, ALIGNED: tl.constexpr, ALL: tl.constexpr
+):
     """Rows of ``N`` elements as ``[R, WIDTH]``; zeros behind a row's end, and for rows not ``there`` unless ``ALL``."""
     pointer = _at(base, offset, WIDTH, ALIGNED)
     if N == WIDTH:
@@ -192,7 +195,7 @@ def _tiles(
         k = _read(k_at, n64 * k_n, there, D, BD, ALIGNED, not MASKED)
         v = _read(v_at, n64 * v_n, there, C, BC, ALIGNED, not MASKED)
         s = _scores(q, k, INTERPRET)
-        if not PARTS:
+        if not PARTS:  # noqa: SIM102  a constant
             if ((t & 7) == 0) & (t > start):
                 top, total, whole = _merge(top, total, whole, m, l, c, TERMS, INTERPRET)
                 m = tl.full(m.shape, float("-inf"), tl.float32)
@@ -307,9 +310,7 @@ def attention_merge(
             there = start + u < mine
             m = tl.load(m_ptr + at, mask=there, other=float("-inf"))
             l = tl.load(l_ptr + at, mask=there, other=0.0)
-            c = tl.load(
-                c_ptr + (at[:, None] * C + column[None, :]), mask=there[:, None] & inside, other=0.0
-            )
+            c = tl.load(c_ptr + (at[:, None] * C + column[None, :]), mask=there[:, None] & inside, other=0.0)
             top, total, whole = _merge(top, total, whole, m, l, c, TERMS, INTERPRET)
     o = round_to(_divided(whole, total, INTERPRET), o_ptr.dtype.element_ty, INTERPRET)
     head = (z % groups).to(tl.int64) * GROUP + r % GROUP

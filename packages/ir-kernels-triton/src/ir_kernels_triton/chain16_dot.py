@@ -96,7 +96,7 @@ def fma_exact(a, b, c):
 
 @triton.jit
 def fma_chain_dot(x, w, acc):
-    """``acc + x @ w`` of float32 tiles in the order ``fma_chain``: one fused multiply-add after the other, ascending."""
+    """``acc + x @ w`` of float32 tiles in the order ``fma_chain``: one fused multiply-add after the other."""
     K: tl.constexpr = x.shape[1]
     number = tl.arange(0, K)
     for k in tl.static_range(K):

@@ -80,6 +80,31 @@ def _product(
     }
 
 
+ATTENTION: Final = (
+    *("attention", "attention_config", "attention_kernel", "chain16_dot", "elementary"),
+    *("tree", "kernel_spec", "arguments", "launcher", "compat"),
+)
+"""Modules behind attention."""
+
+
+def _attention(provider: str, predicate: str, order: str, requires: str) -> dict[str, Any]:
+    return {
+        "op": "attention",
+        "provider": provider,
+        "impl": "ir_kernels_triton.attention:attention_batch_invariant",
+        "batch_invariant": True,
+        "inplace": False,
+        "opaque": True,
+        "order": order,
+        "requires": requires,
+        "supports_args": f"ir_kernels_triton.predicates:{predicate}",
+        "sources": [
+            *(f"ir_core.ops.{name}" for name in ("scaled_dot_product", "attention_arguments", "tiles64")),
+            *("ir_core.ops.elementary", *(f"ir_kernels_triton.{name}" for name in ATTENTION)),
+        ],
+    }
+
+
 PACK: Final[dict[str, Any]] = {
     "api": 1,
     "name": "triton",
@@ -107,5 +132,9 @@ PACK: Final[dict[str, Any]] = {
             _product(op, "triton_fp32", op, f"{op}_batch_invariant", "fma_chain", REQUIRES),
         )
     ]
-    + [_product("linear", "cublas", "cublas", "linear_chain16", "chain16", SM90, prefers="many_rows")],
+    + [_product("linear", "cublas", "cublas", "linear_chain16", "chain16", SM90, prefers="many_rows")]
+    + [
+        _attention("triton_batch_invariant", "attention", "tiles64", f"{SM90} | {INTERPRETED}"),
+        _attention("triton_fp32", "attention_fp32", "tiles64_fma", REQUIRES),
+    ],
 }

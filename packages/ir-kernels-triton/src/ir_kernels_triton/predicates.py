@@ -86,6 +86,47 @@ def bmm_fp32(x: Any, weight: Any) -> bool | str:
     return _fma_chain(x)
 
 
+WIDEST_HEAD: int = 256
+"""Elements of a head that a program of attention holds."""
+
+
+def attention(
+    query: Any,
+    key: Any,
+    value: Any,
+    scale: float | None = None,
+    causal: bool = False,
+    mask: Any = None,
+    key_lengths: Any = None,
+) -> bool | str:
+    """``supports_args`` of attention in the order ``tiles64``."""
+    if str(query.dtype) not in _NAMES[:2]:
+        return f"tiles64 is defined for float16 and bfloat16, and query is {query.dtype}"
+    return _heads(query, value)
+
+
+def attention_fp32(
+    query: Any,
+    key: Any,
+    value: Any,
+    scale: float | None = None,
+    causal: bool = False,
+    mask: Any = None,
+    key_lengths: Any = None,
+) -> bool | str:
+    """``supports_args`` of attention in the order ``tiles64_fma``."""
+    if str(query.dtype) != "torch.float32":
+        return f"tiles64_fma is defined for float32, and query is {query.dtype}"
+    return _heads(query, value)
+
+
+def _heads(query: Any, value: Any) -> bool | str:
+    for name, tensor in (("query", query), ("value", value)):
+        if tensor.shape[-1] > WIDEST_HEAD:
+            return f"heads have at most {WIDEST_HEAD} elements, those of {name} have {tensor.shape[-1]}"
+    return True
+
+
 def _chain16(x: Any) -> bool | str:
     if str(x.dtype) in _NAMES[:2]:
         return True
