@@ -16,7 +16,7 @@ from ir_core.ops.elementary import exp, exp2, log
 INF, NAN = float("inf"), float("nan")
 FUNCTIONS = {
     "exp": (exp, torch.exp, 0.902),
-    "exp2": (exp2, torch.exp2, 0.84),
+    "exp2": (exp2, torch.exp2, 0.88),
     "exp2 5": (lambda x: exp2(x, 5), torch.exp2, 1.95),
     "log": (log, torch.log, 0.934),
 }

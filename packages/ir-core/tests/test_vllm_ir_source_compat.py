@@ -155,14 +155,7 @@ def test_names_of_an_implementation(name: str):
 def test_names_of_the_module():
     for name in ("ops", "register_op", "enable_torch_wrap", "set_default_torch_wrap"):
         assert hasattr(ir, name)
-    assert ir.ops.__all__ == [
-        "attention",
-        "bmm",
-        "fused_add_rms_norm",
-        "gelu_and_mul_sparse",
-        "linear",
-        "rms_norm",
-    ]
+    assert {"fused_add_rms_norm", "gelu_and_mul_sparse", "rms_norm"} <= set(ir.ops.__all__)
     assert {"native", "unfused"} <= set(ir.RESERVED_PROVIDERS)
     assert ir.IrOp.registry["rms_norm"] is ir.ops.rms_norm
     inplace = ir.ops.fused_add_rms_norm.maybe_inplace

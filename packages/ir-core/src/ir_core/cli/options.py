@@ -12,13 +12,16 @@ if TYPE_CHECKING:
     import torch
 
 CORE_OPS: Final = (
-    "attention",
-    "bmm",
-    "fused_add_rms_norm",
-    "gelu_and_mul_sparse",
-    "linear",
-    "linear_partial",
-    "rms_norm",
+    *(
+        "attention",
+        "bmm",
+        "fused_add_rms_norm",
+        "gelu_and_mul_sparse",
+        "layer_norm",
+        "linear",
+        "linear_partial",
+    ),
+    *("log_softmax", "logsumexp", "mean", "rms_norm", "softmax", "sum"),
 )
 """The core's own ops, for completion without importing them; a test compares it with the registry."""
 

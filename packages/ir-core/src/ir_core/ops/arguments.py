@@ -7,6 +7,9 @@ path compares at each call, so a check asks the fewest that tell a right call fr
 
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from ir_core.errors import ArgumentError
 
 
@@ -71,3 +74,10 @@ def row_length(op: str, x: Any) -> int:
         raise ArgumentError(f"{op} takes rows, and 'x' has no dimension.", fix="Give it the shape [1, N].")
     length: int = x.shape[-1]
     return length
+
+
+def wanted(tensor: Tensor | None) -> bool:
+    """Whether a gradient of ``tensor`` is asked for; under ``torch.func`` tensors do not say, so it is computed."""
+    if tensor is None:
+        return False
+    return tensor.requires_grad or bool(torch._C._are_functorch_transforms_active())

@@ -15,9 +15,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ir_core.ops.arguments import wanted
 from ir_core.ops.attention_arguments import call_of, visible_keys
 from ir_core.ops.batched_matmul import bmm
-from ir_core.ops.matmul import wanted
 from ir_core.ops.powers import differentiable_exp2
 from ir_core.ops.tiles64 import LOG2_E, SUM_BITS, TILE
 

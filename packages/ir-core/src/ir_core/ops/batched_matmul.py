@@ -16,7 +16,8 @@ from torch import Tensor
 
 from ir_core.errors import ArgumentError
 from ir_core.op import register_op
-from ir_core.ops.matmul import ORDERS, REFERENCES, wanted
+from ir_core.ops.arguments import wanted
+from ir_core.ops.matmul import ORDERS, REFERENCES
 from ir_core.ops.matmul import linear as _linear
 
 ROWS: Final = 3

@@ -83,13 +83,13 @@ def _fold(x: Tensor, dim: int) -> Tensor:
 def canonical_sum(x: Tensor) -> Tensor:
     """Sum the last dimension of ``x`` in the canonical order.
 
-    ``x`` is float32 ``[..., N]``; the result is float32 ``[..., 1]``. Element-wise additions only, so it can be
-    differentiated and compiled, and its bits do not depend on the other rows.
+    ``x`` is float32 or float64 ``[..., N]``; the result is ``[..., 1]`` of its dtype. Element-wise additions only, so
+    it can be differentiated and compiled, and its bits do not depend on the other rows.
 
-    Raises TypeError when ``x`` is not float32.
+    Raises TypeError for another dtype.
     """
-    if x.dtype != torch.float32:
-        raise TypeError(f"canonical_sum takes float32, got {x.dtype}")
+    if x.dtype not in (torch.float32, torch.float64):
+        raise TypeError(f"canonical_sum takes float32 and float64, got {x.dtype}")
     n = x.shape[-1]
     layout = canonical_layout(n)
     if layout.padded != n:
@@ -106,20 +106,39 @@ def canonical_sum(x: Tensor) -> Tensor:
 
 
 def canonical_mean(x: Tensor) -> Tensor:
-    """Mean of the last dimension of float32 ``x``, as float32 ``[..., 1]``: the canonical sum over float32(N)."""
+    """Mean of the last dimension of ``x``, as ``[..., 1]`` of its dtype: the canonical sum over the rounded N."""
     total = canonical_sum(x)
     # By a tensor: some backends turn the division by a scalar into a product with its rounded reciprocal.
     return total / torch.full_like(total, x.shape[-1])
 
 
 def exact_sqrt(x: Tensor) -> Tensor:
-    """Correctly rounded square root of a float32 tensor.
+    """Correctly rounded square root of a float32 or float64 tensor.
 
     torch's own float32 root is not that on a CPU: where it calls MKL, a sixth of the results are one unit off.
     A float64 root rounded to float32 is: for float32 x, sqrt(x) is at least 2**-50 (relative) away from the middle
     between two float32 numbers, which is more than the error of any float64 root in use (below 2**-51).
+    A float64 root, which may be off as well, is compared with its neighbours.
     """
-    return torch.sqrt(x.double()).float()
+    return _sqrt_of_float64(x) if x.dtype == torch.float64 else torch.sqrt(x.double()).float()
+
+
+def _sqrt_of_float64(x: Tensor) -> Tensor:
+    """``s`` or its neighbour, where the exact ``m - s**2`` says that the root lies beyond the middle to it."""
+    usual = torch.isfinite(x) & (x > 0)
+    m, e = torch.frexp(torch.where(usual, x, torch.ones_like(x)))
+    odd = e & 1
+    m, e = torch.where(odd == 1, m * 2, m), (e - odd) // 2  # m from 0.5 to 2, so that nothing is lost below
+    s = torch.sqrt(m)
+    high = s * 134217729.0  # 2**27 + 1: Veltkamp's split, then Dekker's exact square
+    high = high - (high - s)
+    low = s - high
+    square = s * s
+    left = (m - square) - (((high * high - square) + 2 * high * low) + low * low)
+    above = torch.nextafter(s, torch.full_like(s, 4.0))
+    below = torch.nextafter(s, torch.zeros_like(s))
+    s = torch.where(left > s * (above - s), above, torch.where(left <= s * (below - s), below, s))
+    return torch.where(usual, torch.ldexp(s, e), torch.sqrt(x))
 
 
 def canonical_rstd(x32: Tensor, n: int, epsilon: float) -> Tensor:

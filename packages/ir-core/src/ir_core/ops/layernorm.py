@@ -1,14 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""RMS normalisation, alone and fused with a residual addition (Zhang and Sennrich, arXiv:1910.07467).
+"""RMS normalisation, alone and fused with a residual addition (Zhang and Sennrich, arXiv:1910.07467), and layer
+normalisation (Ba, Kiros and Hinton, arXiv:1607.06450).
 
-The meaning and its rounding points are those of vLLM 0.33: statistics in float32, the normalised row rounded to
-the weight's dtype, multiplied by the weight there, and rounded to the input's dtype.
+The meaning of the first two and its rounding points are those of vLLM 0.33: statistics in float32, the normalised row
+rounded to the weight's dtype, multiplied by the weight there, and rounded to the input's dtype.
 
 Tolerance. Let u be the unit roundoff of the result's dtype and v = 2**-24 that of float32. The result is rounded
 to the weight's dtype, multiplied, and rounded to x's dtype: at most 3 u (weight and x of the same width). Before
 that, float32: the sum of N positive squares has a relative error of about sqrt(N) v in any order (Higham, Accuracy
 and Stability, 2nd ed., section 4.2: rounding errors of random sign), half of which passes through the root, and the
 square, division, addition of epsilon, root, reciprocal and product add at most 6 v. N = 65536 is granted.
+
+``layer_norm`` computes in float32 (float64 for float64) and rounds once, as torch does. Its mean has an error of
+sqrt(N) v / 2 of the numbers, which the reciprocal standard deviation scales; the bias may cancel the rest, so the error
+is absolute: of a normalised row, weight and bias whose magnitudes are below 8.
 """
 
 import math
@@ -19,8 +24,9 @@ from torch import Tensor
 
 from ir_core.errors import ArgumentError
 from ir_core.op import register_op
-from ir_core.ops.arguments import check_floating, check_row, check_variance_size
-from ir_core.ops.canonical import TREE, canonical_rstd
+from ir_core.ops.arguments import check_floating, check_row, check_variance_size, row_length, wanted
+from ir_core.ops.canonical import TREE, canonical_mean, canonical_rstd, exact_sqrt
+from ir_core.ops.reduction import mean, sum_, wide
 from ir_core.tolerances import bound, unit_roundoff
 
 _STATISTICS = (math.sqrt(65536) / 2 + 6) * 2.0**-24
@@ -100,6 +106,29 @@ def fused_add_rms_norm(
     ).contiguous()
 
 
+@register_op(has_reduction=True, orders=[TREE])
+def layer_norm(
+    x: Tensor, weight: Tensor | None = None, bias: Tensor | None = None, epsilon: float = 1e-5
+) -> Tensor:
+    """Layer normalisation over the last dimension: ``(x - mean) / sqrt(variance + epsilon) * weight + bias``.
+
+    Args:
+        x: floating ``[..., N]``, any strides.
+        weight, bias: floating ``[N]``, of x's dtype or another; ``None`` scales by nothing and adds nothing.
+        epsilon: added to the variance, the mean square of the differences to the mean.
+
+    Returns:
+        Of x's shape and dtype, contiguous.
+
+    Raises:
+        ArgumentError: a tensor is not floating, or weight or bias is no row of N.
+    """
+    w = wide(x)
+    factor, summand = (None if t is None else t.to(w.dtype) for t in (weight, bias))
+    y = torch.nn.functional.layer_norm(w, (x.shape[-1],), factor, summand, epsilon)
+    return y.to(x.dtype).contiguous()
+
+
 @rms_norm.register_check
 def _check_rms_norm(
     x: Tensor, weight: Tensor | None, epsilon: float, variance_size: int | None = None
@@ -118,6 +147,16 @@ def _check_fused_add_rms_norm(
     check_variance_size("fused_add_rms_norm", variance_size, x)
 
 
+@layer_norm.register_check
+def _check_layer_norm(
+    x: Tensor, weight: Tensor | None = None, bias: Tensor | None = None, epsilon: float = 1e-5
+) -> None:
+    check_floating("layer_norm", x=x, weight=weight, bias=bias)
+    row_length("layer_norm", x)
+    check_row("layer_norm", "weight", weight, x)
+    check_row("layer_norm", "bias", bias, x)
+
+
 def rms_norm_portable(
     x: Tensor, weight: Tensor | None, epsilon: float, variance_size: int | None = None
 ) -> Tensor:
@@ -131,6 +170,46 @@ def fused_add_rms_norm_portable(
     x32 = _sum(x, x_residual)
     rstd = canonical_rstd(x32, _reduced(x, variance_size), epsilon)
     return _scaled(x32, rstd, weight, x.dtype), x32.to(x.dtype).contiguous()
+
+
+def layer_norm_portable(
+    x: Tensor, weight: Tensor | None = None, bias: Tensor | None = None, epsilon: float = 1e-5
+) -> Tensor:
+    w = wide(x)
+    deviation = w - canonical_mean(w)
+    variance = canonical_mean(deviation * deviation)
+    root = exact_sqrt(variance + torch.full_like(variance, epsilon))
+    y = deviation * (torch.ones_like(root) / root)
+    if weight is not None:
+        y = y * weight.to(y.dtype)
+    if bias is not None:
+        y = y + bias.to(y.dtype)
+    return y.to(x.dtype).contiguous()
+
+
+@layer_norm.register_backward
+def _layer_norm_backward(
+    args: tuple[Any, ...], grads: tuple[Tensor | None, ...]
+) -> tuple[Tensor | None, ...]:
+    """Those of weight and bias sum over the rows: they depend on the batch, as they must, in the order ``tree``."""
+    x, weight, bias, epsilon = args
+    if grads[0] is None:
+        return None, None, None, None
+    w, g = wide(x), wide(grads[0])
+    deviation = w - mean(w).unsqueeze(-1)
+    variance = mean(deviation * deviation).unsqueeze(-1)
+    root = exact_sqrt(variance + torch.full_like(variance, epsilon))
+    rstd = torch.ones_like(root) / root
+    normal = deviation * rstd
+    pushed = g if weight is None else g * weight.to(g.dtype)
+    to_x = rstd * ((pushed - mean(pushed).unsqueeze(-1)) - normal * mean(pushed * normal).unsqueeze(-1))
+    columns = (math.prod(x.shape[:-1]), x.shape[-1])
+    return (
+        to_x.to(x.dtype),
+        sum_((g * normal).reshape(columns).T).to(weight.dtype) if wanted(weight) else None,
+        sum_(g.reshape(columns).T).to(bias.dtype) if wanted(bias) else None,
+        None,
+    )
 
 
 @rms_norm.register_input_generator
@@ -157,6 +236,26 @@ def _fused_add_rms_norm_inputs(
     residual = torch.randn(num_tokens, hidden_size, dtype=dtype, device=device)
     return x, residual, torch.randn(hidden_size, dtype=dtype, device=device), epsilon
 
+
+@layer_norm.register_input_generator
+def _layer_norm_inputs(
+    num_tokens: int,
+    hidden_size: int,
+    dtype: torch.dtype,
+    epsilon: float = 1e-5,
+    device: torch.device | str | None = None,
+) -> tuple[Any, ...]:
+    x = torch.randn(num_tokens, hidden_size, dtype=dtype, device=device)
+    weight, bias = (torch.randn(hidden_size, dtype=dtype, device=device) for _ in range(2))
+    return x, weight, bias, epsilon
+
+
+layer_norm.register_values(epsilon=(1e-6, 1e-5, 1e-3))
+for _dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
+    _v = 2.0**-53 if _dtype == torch.float64 else 2.0**-24
+    layer_norm.override_tolerance(
+        _dtype, rtol=2 * unit_roundoff(_dtype), atol=8 * 8 * (math.sqrt(65536) / 2 + 8) * _v
+    )
 
 for _op in (rms_norm, fused_add_rms_norm):
     _op.register_values(

@@ -30,7 +30,7 @@ from torch import Tensor
 from ir_core.errors import ArgumentError
 from ir_core.meaning import Order
 from ir_core.op import register_op
-from ir_core.ops.arguments import row_length
+from ir_core.ops.arguments import row_length, wanted
 from ir_core.ops.chain16 import chain16
 from ir_core.ops.chunks import CHAIN16X8
 from ir_core.ops.fma_chain import fma_chain, mul_add_chain
@@ -149,13 +149,6 @@ def _linear_backward(args: tuple[Any, ...], grads: tuple[Tensor | None, ...]) ->
         linear(columns, x.reshape(rows, x.shape[-1]).T) if wanted(weight) else None,
         linear(columns, columns.new_ones((1, rows))).squeeze(1) if wanted(bias) else None,
     )
-
-
-def wanted(tensor: Tensor | None) -> bool:
-    """Whether a gradient of ``tensor`` is asked for; under ``torch.func`` tensors do not say, so it is computed."""
-    if tensor is None:
-        return False
-    return tensor.requires_grad or bool(torch._C._are_functorch_transforms_active())
 
 
 @linear.register_input_generator

@@ -18,6 +18,7 @@ from ir_core.errors import ArgumentError
 from ir_core.meaning import PORTABLE
 from ir_core.op import register_op
 from ir_core.ops import matmul
+from ir_core.ops.arguments import wanted
 from ir_core.ops.chunks import CHAIN16X8, COUNTS, chunked
 from ir_core.ops.matmul import REFERENCES, linear
 
@@ -95,8 +96,8 @@ def _backward(args: tuple[Any, ...], grads: tuple[Tensor | None, ...]) -> tuple[
     rows = math.prod(x.shape[:-1])
     columns = grad.reshape(rows, weight.shape[0]).T
     return (
-        linear(grad, weight.T) if matmul.wanted(x) else None,
-        linear(columns, x.reshape(rows, x.shape[-1]).T) if matmul.wanted(weight) else None,
+        linear(grad, weight.T) if wanted(x) else None,
+        linear(columns, x.reshape(rows, x.shape[-1]).T) if wanted(weight) else None,
         None,
     )
 

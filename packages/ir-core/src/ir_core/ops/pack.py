@@ -9,6 +9,15 @@ _PORTABLE: Final = {
     "gelu_and_mul_sparse": "activation:gelu_and_mul_sparse_portable",
 }
 
+_REDUCTIONS: Final = {
+    "softmax": "reduction:softmax_portable",
+    "log_softmax": "reduction:log_softmax_portable",
+    "logsumexp": "reduction:logsumexp_portable",
+    "mean": "reduction:mean_portable",
+    "sum": "reduction:sum_portable",
+    "layer_norm": "layernorm:layer_norm_portable",
+}
+
 _PRODUCTS: Final = {
     "linear": "matmul:linear_portable",
     "bmm": "batched_matmul:bmm_portable",
@@ -42,13 +51,33 @@ PACK: Final[dict[str, Any]] = {
         "bmm": "ir_core.ops.batched_matmul:bmm",
         "fused_add_rms_norm": "ir_core.ops.layernorm:fused_add_rms_norm",
         "gelu_and_mul_sparse": "ir_core.ops.activation:gelu_and_mul_sparse",
+        "layer_norm": "ir_core.ops.layernorm:layer_norm",
         "linear": "ir_core.ops.matmul:linear",
         "linear_partial": "ir_core.ops.matmul_x8:linear_partial",
+        "log_softmax": "ir_core.ops.reduction:log_softmax",
+        "logsumexp": "ir_core.ops.reduction:logsumexp",
+        "mean": "ir_core.ops.reduction:mean",
         "rms_norm": "ir_core.ops.layernorm:rms_norm",
+        "softmax": "ir_core.ops.reduction:softmax",
+        "sum": "ir_core.ops.reduction:sum_",
     },
     "implementations": [
         {"op": op, "provider": "portable", "impl": f"ir_core.ops.{place}", "order": "tree"}
         for op, place in _PORTABLE.items()
+    ]
+    + [
+        {
+            "op": op,
+            "provider": "portable",
+            "impl": f"ir_core.ops.{place}",
+            "order": "tree",
+            "opaque": True,
+            "sources": (
+                *("ir_core.ops.canonical", "ir_core.ops.elementary"),
+                "ir_core.ops.elementary_float64",
+            ),
+        }
+        for op, place in _REDUCTIONS.items()
     ]
     + [
         {
