@@ -8,6 +8,9 @@
 ``hooks.py``           the points of vLLM that are wrapped, all in one place, all reversible
 ``ir_seam.py``         providers and priorities of vLLM's own IR (0.20 to 0.33)
 ``layer_seam.py``      RMSNorm and GemmaRMSNorm through vLLM's out-of-tree hook (all versions)
+``linear_seam.py``     every unquantised linear layer and lm_head (all versions)
+``takeover.py``        what is taken over beyond the norms, and what is left to vLLM: decided by dtype, as data
+``graph_mode.py``      compiled, or breakable CUDA graphs (0.32 on)
 ``fusion.py``          fusions that would replace a selected norm
 ``worker.py``          a worker's life: attach, agree with the other ranks, say what runs, check that it ran
 ``state.py``           what is known of the worker of this process

@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from ir_vllm_adapter.takeover import Takeover
 
 _MARK: Final = "_ir_vllm_adapter_wraps"
 
@@ -24,6 +27,9 @@ class Attachment:
         collisions: (op, provider) of ours that vLLM has under the same name; there the name means vLLM's.
         layers: the layer classes that stand in for vLLM's, by the name of vLLM's class.
         fusions_off: fusions that we switched off, or kept from being switched on by a default, with the reason.
+        takeovers: ir-core's ops beyond the norms that were looked at, by name: at which points of vLLM they run, what
+            runs for which dtype, in which order, and what is left to vLLM, with the reason.
+        settings: choices of vLLM's that we changed, with the reason.
     """
 
     def __init__(self) -> None:
@@ -33,6 +39,8 @@ class Attachment:
         self.collisions: Final[set[tuple[str, str]]] = set()
         self.layers: Final[dict[str, type]] = {}
         self.fusions_off: Final[dict[str, str]] = {}
+        self.takeovers: Final[dict[str, Takeover]] = {}
+        self.settings: Final[dict[str, str]] = {}
         self._ways_back: Final[list[Callable[[], object]]] = []
 
     def __len__(self) -> int:
@@ -46,7 +54,7 @@ class Attachment:
     def wrap(
         self, owner: Any, name: str, around: Callable[[Callable[..., Any]], Callable[..., Any]]
     ) -> Callable[[], None] | None:
-        """Replace the method ``name`` that the class ``owner`` itself has by ``around(method)``, once.
+        """Replace what the class or module ``owner`` itself has as ``name`` by ``around(it)``, once.
 
         Returns:
             A function that puts the method back before :meth:`undo` does; ``None`` when nothing was wrapped.
@@ -79,7 +87,10 @@ class Attachment:
         while self._ways_back:
             self._ways_back.pop()()
         self.registered = self.offered = False
-        for record in (self.providers, self.collisions, self.layers, self.fusions_off):
+        for record in (
+            *(self.providers, self.collisions, self.layers, self.fusions_off),
+            *(self.takeovers, self.settings),
+        ):
             record.clear()
 
 

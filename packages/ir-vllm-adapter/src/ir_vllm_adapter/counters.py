@@ -10,6 +10,7 @@ Python and are not counted; its capture is.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from typing import Final
 
 CALLS: Final[Counter[str]] = Counter()
@@ -21,6 +22,7 @@ def snapshot() -> dict[str, int]:
     return dict(sorted(CALLS.items()))
 
 
-def total() -> int:
-    """All calls so far, pairs as two."""
-    return sum(count for key, count in CALLS.items() if not key.endswith(IN_PAIRS))
+def called(ops: Iterable[str]) -> bool:
+    """Whether any of these ops was called so far, through whatever seam."""
+    names = frozenset(ops)
+    return any(key.partition(":")[2].partition("/")[0] in names for key in CALLS)

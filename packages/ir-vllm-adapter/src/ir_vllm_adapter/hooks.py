@@ -7,6 +7,7 @@
 ``IrOp.set_default`` / ``set_priority``                any list that reaches an op
 ``WorkerWrapperBase.init_device``                      a worker's life (``worker.py``)
 ``VllmIRLoweringPass.__call__``                        a compiled worker: neighbouring norms (``pairing.py``)
+``VllmConfig._uses_breakable_cudagraph_for_...``       front end (0.32 on): compiled or not (``graph_mode.py``)
 =====================================================  ===================================================
 
 A module of vLLM that is not imported yet is left alone: the plug-in function takes milliseconds. The front end's hook
@@ -20,10 +21,11 @@ import sys
 from collections.abc import Callable
 from typing import Any, Final
 
-from ir_vllm_adapter import compat, fusion, ir_seam, log, pairing, worker
+from ir_vllm_adapter import compat, fusion, graph_mode, ir_seam, log, pairing, worker
 from ir_vllm_adapter.attachment import ATTACHED
 
 CONFIG: Final = "vllm.config.kernel"
+WHOLE_CONFIG: Final = "vllm.config.vllm"
 IR: Final = "vllm.ir.op"
 WORKER: Final = "vllm.v1.worker.worker_base"
 LOWERING: Final = "vllm.compilation.passes.ir.lowering_pass"
@@ -36,6 +38,8 @@ def attach() -> None:
         if lists := getattr(module, "IrOpPriorityConfig", None):
             ATTACHED.wrap(lists, "set_default", _adopting)
             ATTACHED.wrap(lists, "set_priority", _adopting)
+    if module := _imported(WHOLE_CONFIG):
+        ATTACHED.wrap(module.VllmConfig, graph_mode.CHOICE, graph_mode.around)
     if module := _imported(IR):
         ATTACHED.wrap(module.IrOp, "set_default", _guarding)
         ATTACHED.wrap(module.IrOp, "set_priority", _guarding)

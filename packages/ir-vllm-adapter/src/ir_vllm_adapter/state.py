@@ -18,6 +18,7 @@ class State:
         worker: the worker itself.
         loaded: whether a model was loaded.
         layers: norm-like layer classes of the loaded model and how many there are of each.
+        linears: its linear layers: ``linear/<dtype>`` for ours, else the class of what computes them, and how many.
         compiled: whether the model runs compiled.
         parts: the parts of a forward pass of the model (``parts.py``), without evidence.
         collecting: whether this engine was started to make evidence; a lack of it does not end its start.
@@ -28,6 +29,7 @@ class State:
     worker: Any = None
     loaded: bool = False
     layers: Counter[str] = field(default_factory=Counter)
+    linears: Counter[str] = field(default_factory=Counter)
     compiled: bool = False
     parts: list[Any] = field(default_factory=list)
     collecting: bool = False

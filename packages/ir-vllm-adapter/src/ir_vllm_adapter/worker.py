@@ -9,7 +9,18 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from ir_vllm_adapter import compat, counters, evidence, fusion, layer_seam, log, parts, state, status
+from ir_vllm_adapter import (
+    compat,
+    counters,
+    evidence,
+    fusion,
+    layer_seam,
+    linear_seam,
+    log,
+    parts,
+    state,
+    status,
+)
 from ir_vllm_adapter.attachment import ATTACHED
 
 
@@ -30,7 +41,9 @@ def around_init_device(
             "attach to vLLM's compiler",
             lambda: attach_lowering() if parts.is_compiled(self.vllm_config) else None,
         )
+        state.STATE.index = getattr(getattr(self, "worker", None), "local_rank", 0)
         log.guarded("take over the norm layers", layer_seam.install)
+        log.guarded("take over the linear layers", linear_seam.install)
         log.guarded("switch fusions off", lambda: _settle_fusions(self.vllm_config))
         result = original(self)
         log.guarded("start in the worker", lambda: _start(self))
@@ -116,9 +129,10 @@ def _wrap_method(
 
 
 def _loaded(worker: Any) -> None:
-    """Take the census of the model's norm-like layers."""
+    """Take the census of the model's norm-like and linear layers."""
     model = worker.model_runner.get_model()
     state.STATE.loaded, state.STATE.layers = True, census(model)
+    state.STATE.linears = linear_seam.census(model)
     state.STATE.compiled = parts.is_compiled(worker.vllm_config)
     if state.STATE.collecting or ATTACHED.layers or status.anything_named():
         state.STATE.parts = parts.census(model, worker.model_runner, worker.vllm_config)
@@ -158,13 +172,23 @@ def check_evidence() -> None:
 
 
 def _check_warm_up() -> None:
-    if not counters.total() and expected():
+    if missing():
         _check_at_first_pass()
 
 
-def expected() -> bool:
-    """Whether calls through a seam of ours are expected of the loaded model."""
-    return any(state.STATE.layers[name] for name in ATTACHED.layers)
+def missing() -> dict[str, str]:
+    """Kinds of layers of the loaded model that should have called ir-core, and of which no call came; with how many.
+
+    A kind is the prefix of the counters of its ops.
+    """
+    norms = {name: state.STATE.layers[name] for name in ATTACHED.layers if state.STATE.layers[name]}
+    linears = {name: count for name, count in state.STATE.linears.items() if name.startswith(linear_seam.OP)}
+    kinds = {"norm": (norms, ("rms_norm", "fused_add_rms_norm")), "linear": (linears, (linear_seam.OP,))}
+    return {
+        kind: ", ".join(f"{count} {name}" for name, count in layers.items())
+        for kind, (layers, ops) in kinds.items()
+        if layers and not counters.called(ops)
+    }
 
 
 def _check_at_first_pass() -> None:
@@ -176,7 +200,7 @@ def _check_at_first_pass() -> None:
     def around(original: Callable[..., Any]) -> Callable[..., Any]:
         def execute_model(self: Any, *args: Any, **kwargs: Any) -> Any:
             result = original(self, *args, **kwargs)
-            if restore is not None and (counters.total() or not _was_empty(args)):
+            if restore is not None and (not missing() or not _was_empty(args)):
                 restore()
                 log.guarded("check the first pass", check_calls)
             return result
@@ -192,11 +216,8 @@ def _was_empty(args: tuple[Any, ...]) -> bool:
 
 def check_calls() -> None:
     """Warn if the model has layers that should have called us, and none did."""
-    if expected() and not counters.total():
-        layers = ", ".join(
-            f"{state.STATE.layers[name]} {name}" for name in ATTACHED.layers if state.STATE.layers[name]
-        )
+    for kind, layers in missing().items():
         log.warn(
-            f"The model has {layers}, and not one call went through ir-core: something replaced the norms after "
-            "ir-vllm-adapter set them up. `python -m ir_vllm_adapter status` shows what was set up."
+            f"The model has {layers}, and not one call of a {kind} went through ir-core: something replaced them "
+            "after ir-vllm-adapter set them up. `python -m ir_vllm_adapter status` shows what was set up."
         )
