@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The real engine of vLLM 0.32.0 on a CPU: the same prompts in other company give the same bits, or the test fails.
 
-Each run is a process of its own (``ir_vllm_testbed.run``), made once and shared by the tests that ask for it. What is
-pinned because it is not a norm is said in ``ir_vllm_testbed.pins``; everything else is vLLM's own.
+Each run is a process of its own (``ir_vllm_testbed.run``), made once and shared by the tests that ask for it. Norms and
+products are ir-core's; the one thing that is pinned is said in ``ir_vllm_testbed.pins``; the rest is vLLM's own.
 IR_ENGINE_JOBS runs so many at a time (default 2).
 """
 
@@ -22,8 +22,12 @@ from typing import Any, TypeVar
 import pytest
 
 INVARIANT = "triton_batch_invariant"
-OURS = {"VLLM_BATCH_INVARIANT": "1", "IR_PACKS": "ir-kernels-triton"}
-PLANTED = {"VLLM_BATCH_INVARIANT": "1", "IR_PACKS": "ir-vllm-testbed"}
+# linear runs portable, which is fast in float32 at these sizes; interpreted, its kernel takes minutes a scenario, and
+# one short run shows that it has the same bits.
+PORTABLE = {"IR_PRIORITY": "linear=portable"}
+OURS = {"VLLM_BATCH_INVARIANT": "1", "IR_PACKS": "ir-kernels-triton"} | PORTABLE
+PLANTED = {"VLLM_BATCH_INVARIANT": "1", "IR_PACKS": "ir-vllm-testbed"} | PORTABLE
+PLANTED_LINEAR = PLANTED | {"IR_PRIORITY": "rms_norm=portable; fused_add_rms_norm=portable"}
 BUDGET = 32  # tokens a pass, ir_vllm_testbed.run.BUDGET
 LENGTHS = {"a": 19, "b": 5, "c": 35, "d": 1}
 
@@ -35,6 +39,14 @@ RUNS: dict[str, tuple[dict[str, Any], dict[str, str]]] = {
     "gemma3-compile": ({"model": "gemma3", "mode": "compile"}, OURS),
     "qwen3-no-ir": ({"model": "qwen3", "mode": "compile", "hide_ir": True}, OURS),
     "qwen3-planted": ({"model": "qwen3", "mode": "eager"}, PLANTED),
+    "qwen3-planted-linear": (
+        {"model": "qwen3", "mode": "eager", "scenarios": ["batched"]},
+        PLANTED_LINEAR,
+    ),
+    "qwen3-kernel": (
+        {"model": "qwen3", "mode": "eager", "scenarios": ["batched"], "prompts": ["b", "d"], "max_tokens": 1},
+        OURS | {"IR_PRIORITY": ""},
+    ),
     "qwen3-cached": ({"model": "qwen3", "mode": "compile"}, OURS | {"VLLM_ENABLE_V1_MULTIPROCESSING": "1"}),
 }
 CACHE_OF = {"qwen3-cached": "qwen3-compile"}
@@ -151,6 +163,7 @@ def assert_same_bits(result: dict[str, Any]) -> None:
     assert differences(result) == []
 
 
+NAMES = (f"rms_norm/{INVARIANT}", f"fused_add_rms_norm/{INVARIANT}", "linear/portable")
 MATRIX = ("qwen3-eager", "qwen3-compile", "gemma3-eager", "gemma3-compile")
 
 
@@ -182,13 +195,17 @@ def test_what_ran_is_read_back(engines: Engines, name: str) -> None:
             "fused_add_rms_norm": {INVARIANT: norms[1]},
         }
         one = f"graph:rms_norm/{INVARIANT}"
-        assert set(calls) == {one, f"{one} in pairs", f"graph:fused_add_rms_norm/{INVARIANT}"}
+        products = {"graph:linear/selected at the call", "layer:linear/portable"}  # lm_head is outside of the graph
+        assert set(calls) == {one, f"{one} in pairs", f"graph:fused_add_rms_norm/{INVARIANT}", *products}
         # The q and k norms of both layers are two pairs; the other norms of each depend on one another.
         assert calls[f"{one} in pairs"] * norms[0] == calls[one] * 2
         assert calls[f"graph:rms_norm/{INVARIANT}"] % norms[0] == 0
     else:
-        assert set(calls) == {f"layer:rms_norm/{INVARIANT}", f"layer:fused_add_rms_norm/{INVARIANT}"}
+        assert set(calls) == {f"layer:{name}" for name in NAMES}
         assert calls[f"layer:rms_norm/{INVARIANT}"] % norms[0] == 0
+        # Four products a layer and pass, and lm_head once or more (it makes the prompt's logprobs too).
+        passes = calls[f"layer:rms_norm/{INVARIANT}"] // norms[0]
+        assert calls["layer:linear/portable"] > 8 * passes
     assert result["adapter"]["warnings"] == []
     layer = {"qwen3": "RMSNorm", "gemma3": "GemmaRMSNorm"}[name.partition("-")[0]]
     assert {row["layer"]: row["count"] for row in result["adapter"]["layers"]}[layer] == sum(norms)
@@ -210,9 +227,35 @@ def test_a_planted_variant_makes_the_same_test_fail(engines: Engines) -> None:
     assert set(result["adapter"]["counters"]) == {
         "layer:rms_norm/planted",
         "layer:fused_add_rms_norm/planted",
+        "layer:linear/portable",
     }
     with pytest.raises(AssertionError, match="batched: prompt"):
         assert_same_bits(result)
+
+
+@uses("qwen3-planted-linear")
+def test_a_planted_variant_of_linear_makes_it_fail_too(engines: Engines) -> None:
+    """Every product of the model is that of the planted pack, every norm is portable."""
+    result = engines["qwen3-planted-linear"]
+    assert set(result["adapter"]["counters"]) == {
+        "layer:rms_norm/portable",
+        "layer:fused_add_rms_norm/portable",
+        "layer:linear/planted",
+    }
+    with pytest.raises(AssertionError, match="batched: prompt"):
+        assert_same_bits(result)
+
+
+@uses("qwen3-kernel", "qwen3-eager")
+def test_the_kernel_of_linear_has_the_bits_of_portable(engines: Engines) -> None:
+    """The same model with the Triton kernel interpreted, for two short prompts and their first new token."""
+    result, whole = engines["qwen3-kernel"], engines["qwen3-eager"]
+    assert_same_bits(result)
+    assert "layer:linear/triton_fp32" in result["adapter"]["counters"]
+    for prompt in ("b", "d"):
+        found, expected = result["runs"]["alone"][prompt], whole["runs"]["alone"][prompt]
+        assert found["prompt_logprobs"] == expected["prompt_logprobs"]
+        assert found["logprobs"] == expected["logprobs"][:1]
 
 
 @uses("qwen3-no-ir", "qwen3-compile")
@@ -223,7 +266,8 @@ def test_without_an_ir_the_layer_seam_gives_the_same_bits(engines: Engines) -> N
     assert result["runs"] == engines["qwen3-compile"]["runs"]
     assert result["lowered"] == {}
     counted = set(result["adapter"]["counters"])
-    assert counted == {"graph:rms_norm/selected at the call", "graph:fused_add_rms_norm/selected at the call"}
+    graph = {f"graph:{op}/selected at the call" for op in ("rms_norm", "fused_add_rms_norm", "linear")}
+    assert counted == {*graph, "layer:linear/portable"}
 
 
 @uses("qwen3-cached", "qwen3-compile")
@@ -245,7 +289,7 @@ def test_two_tensor_parallel_ranks_agree_and_keep_the_bits(engines: Engines) -> 
     assert first["ballot"]["rms_norm"][0].startswith(f"{INVARIANT} (ir-kernels-triton ")
     counted = first["adapter"]["counters"]
     assert counted == second["adapter"]["counters"]
-    assert set(counted) == {f"layer:rms_norm/{INVARIANT}", f"layer:fused_add_rms_norm/{INVARIANT}"}
+    assert set(counted) == {f"layer:{name}" for name in NAMES}
     assert first["adapter"]["warnings"] == second["adapter"]["warnings"] == []
     assert result["log"].count("in vLLM 0.32.0: batch-invariant mode, cpu") == 1
 

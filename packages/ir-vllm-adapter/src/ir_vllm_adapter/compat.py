@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -112,19 +113,31 @@ def set_default_order(theirs: Any, names: list[str]) -> Callable[[], object]:
     return scope.close
 
 
+BATCH_INVARIANT: Final = (
+    "vllm.model_executor.determinism.batch_invariant",
+    "vllm.model_executor.layers.batch_invariant",
+)
+"""Where vLLM keeps its batch-invariant functions: from 0.32 on, and before."""
+
+
+def batch_invariant_module() -> Any:
+    """vLLM's module of batch-invariant functions, imported; ``None`` where it has none that we know."""
+    for name in BATCH_INVARIANT:
+        try:
+            return importlib.import_module(name)
+        except ModuleNotFoundError as error:
+            if error.name is None or not name.startswith(error.name):
+                raise
+    return None
+
+
 def reductions_overridden() -> bool:
     """Whether vLLM has replaced ATen's reductions by its batch-invariant ones in this process.
 
-    It does so in ``init_batch_invariance``, after the worker's device is set up. The module moved in 0.32.
+    It does so in ``init_batch_invariance``, after the worker's device is set up.
     """
-    for name in (
-        "vllm.model_executor.determinism.batch_invariant",
-        "vllm.model_executor.layers.batch_invariant",
-    ):
-        module = sys.modules.get(name)
-        if module is not None and getattr(module, "_batch_invariant_MODE", False):
-            return True
-    return False
+    modules = (sys.modules.get(name) for name in BATCH_INVARIANT)
+    return any(getattr(module, "_batch_invariant_MODE", False) for module in modules)
 
 
 def inductor_batch_invariant() -> bool:

@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from ir_vllm_adapter import (
+    aten_seam,
     compat,
     counters,
     evidence,
@@ -44,6 +45,7 @@ def around_init_device(
         state.STATE.index = getattr(getattr(self, "worker", None), "local_rank", 0)
         log.guarded("take over the norm layers", layer_seam.install)
         log.guarded("take over the linear layers", linear_seam.install)
+        log.guarded("stand behind vLLM's ATen overrides", aten_seam.install)
         log.guarded("switch fusions off", lambda: _settle_fusions(self.vllm_config))
         result = original(self)
         log.guarded("start in the worker", lambda: _start(self))

@@ -3,8 +3,7 @@
 
 What is vLLM's own here: the scheduler, the paged KV cache, chunked prefill, prefix caching, the Triton attention
 kernel, the sampler, torch.compile with vLLM's passes, the IR and its lowering pass, the layer classes. What is ours
-and why is in `platform` (no C extension on such a machine) and `pins` (what a CPU makes batch-dependent and is not
-a norm).
+and why is in `platform` (no C extension on such a machine) and `pins` (what interpreting makes batch-dependent).
 """
 
 from __future__ import annotations

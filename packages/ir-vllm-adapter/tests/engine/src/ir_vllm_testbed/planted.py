@@ -26,7 +26,7 @@ PACK: Final[dict[str, Any]] = {
     "name": "planted",
     "implementations": [
         _offer(op, provider, declared)
-        for op in ("rms_norm", "fused_add_rms_norm")
+        for op in ("rms_norm", "fused_add_rms_norm", "linear")
         for provider, declared in (("planted", True), ("honest_variant", False))
     ],
 }

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Norms whose order of additions depends on the number of rows, as a launch tuned by the batch size has it."""
+"""Norms and a product whose order of additions depends on the number of rows, as a launch tuned by it has it."""
 
 import torch
 from torch import Tensor
 
 ROWS = 8
-"""From this many rows on, the squares are added back to front."""
+"""From this many rows on, the terms are added back to front."""
 
 
 def _normalize(x: Tensor, weight: Tensor | None, epsilon: float, variance_size: int | None) -> Tensor:
@@ -31,3 +31,13 @@ def fused_add_rms_norm(
     """fused_add_rms_norm, batch-variant."""
     total = x.float() + x_residual.float()
     return _normalize(total, weight, epsilon, variance_size).to(x.dtype), total.to(x.dtype)
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """linear, batch-variant."""
+    rows = x.numel() // x.shape[-1]
+    total = x.new_zeros((*x.shape[:-1], weight.shape[0]))
+    columns = range(x.shape[-1])
+    for k in columns if rows < ROWS else reversed(columns):
+        total = total + x[..., k, None] * weight[:, k]
+    return total if bias is None else total + bias
