@@ -195,7 +195,10 @@ def test_what_ran_is_read_back(engines: Engines, name: str) -> None:
             "fused_add_rms_norm": {INVARIANT: norms[1]},
         }
         one = f"graph:rms_norm/{INVARIANT}"
-        products = {"graph:linear/selected at the call", "layer:linear/portable"}  # lm_head is outside of the graph
+        products = {
+            "graph:linear/selected at the call",
+            "layer:linear/portable",
+        }  # lm_head is outside of the graph
         assert set(calls) == {one, f"{one} in pairs", f"graph:fused_add_rms_norm/{INVARIANT}", *products}
         # The q and k norms of both layers are two pairs; the other norms of each depend on one another.
         assert calls[f"{one} in pairs"] * norms[0] == calls[one] * 2

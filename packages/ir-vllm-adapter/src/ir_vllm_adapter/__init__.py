@@ -9,6 +9,7 @@
 ``ir_seam.py``         providers and priorities of vLLM's own IR (0.20 to 0.33)
 ``layer_seam.py``      RMSNorm and GemmaRMSNorm through vLLM's out-of-tree hook (all versions)
 ``linear_seam.py``     every unquantised linear layer and lm_head (all versions)
+``aten_seam.py``       what stands behind the ATen ops that vLLM overrides (all versions)
 ``takeover.py``        what is taken over beyond the norms, and what is left to vLLM: decided by dtype, as data
 ``graph_mode.py``      compiled, or breakable CUDA graphs (0.32 on)
 ``fusion.py``          fusions that would replace a selected norm
