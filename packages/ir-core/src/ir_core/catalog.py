@@ -12,7 +12,7 @@ from typing import Any, Final, Protocol
 
 from ir_core import discovery, env
 from ir_core.discovery import Found, Pack
-from ir_core.errors import DuplicateError, PackError, UnknownOpError, UnknownProviderError
+from ir_core.errors import DuplicateError, PackError, SchemaError, UnknownOpError, UnknownProviderError
 from ir_core.failure import Failure, capture, report
 from ir_core.impl import ImplSpec, IrOpImpl, find
 from ir_core.locks import fork_safe_rlock
@@ -254,6 +254,12 @@ def _offers(name: str, of: list[Pack] | tuple[Pack, ...]) -> list[tuple[Pack, Im
 def _attach(op: Meaning, of: list[Pack] | tuple[Pack, ...]) -> None:
     """Give ``op`` the implementations that packs offer for it; one that does not fit is a failure of its pack."""
     offers = _offers(op.name, of)
+    for pack in of:
+        for order in pack.data.orders.get(op.name, ()):
+            try:
+                op.add_order(order)
+            except SchemaError as error:
+                record(capture(pack.point, f"bring the order '{order.name}' of {op.name}", error))
     for pack, spec in offers:
         rivals = {other.distribution for other, its in offers if its.provider == spec.provider}
         try:

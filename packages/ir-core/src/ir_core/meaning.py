@@ -174,6 +174,19 @@ class Meaning:
 
     # -- what is registered beside the native implementation ---------------------------------------------------
 
+    def add_order(self, order: Order) -> None:
+        """Know one more order, for the implementations of a pack. An equal one is the same.
+
+        Raises:
+            SchemaError: there is another of that name.
+        """
+        if self.orders.setdefault(order.name, order) != order:
+            raise SchemaError(
+                f"Op '{self.name}' has another order '{order.name}'.",
+                why="A name stands for one arithmetic.",
+                fix="The pack must choose another name.",
+            )
+
     def register_fake(self, fn: Callable[..., Any]) -> Callable[..., Any]:
         """Decorator: compute shapes, dtypes and strides with ``fn`` instead of the native implementation."""
         self.fake_fn = fn

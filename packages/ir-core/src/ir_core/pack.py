@@ -27,8 +27,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Final
 
-from ir_core.errors import PackError, SchemaError, TargetError
+from ir_core.errors import InvalidNameError, PackError, SchemaError, TargetError
 from ir_core.impl import CODE, ImplSpec
+from ir_core.meaning import Order
 
 __all__ = ["PACK_API", "ImplSpec", "KernelPack"]
 
@@ -45,12 +46,15 @@ class KernelPack:
         name: its name, for people.
         implementations: what it implements.
         ops: new ops by name, as ``"module:attribute"`` of an :class:`~ir_core.op.IrOp`.
+        orders: orders of other packs' ops that its implementations compute in, by op: ``{"attention": {"my_order":
+            {"arithmetic": "...", "reference": "my_provider"}}}``. A policy has to ask for them by name.
     """
 
     api: int
     name: str
     implementations: tuple[ImplSpec, ...] = ()
     ops: Mapping[str, str] = field(default_factory=dict)
+    orders: Mapping[str, tuple[Order, ...]] = field(default_factory=dict)
 
     @classmethod
     def parse(cls, data: object) -> KernelPack:
@@ -84,7 +88,26 @@ class KernelPack:
             name=str(data["name"]),
             implementations=tuple(_parse_spec(spec) for spec in data.get("implementations", ())),
             ops=dict(ops),
+            orders={str(op): _parse_orders(op, its) for op, its in data.get("orders", {}).items()},
         )
+
+
+def _parse_orders(op: str, data: object) -> tuple[Order, ...]:
+    """The orders that a pack brings to an op."""
+    if isinstance(data, tuple):
+        return data
+    found = []
+    for name, its in data.items() if isinstance(data, Mapping) else [("?", data)]:
+        if not isinstance(its, Mapping) or set(its) != {"arithmetic", "reference"}:
+            raise PackError(
+                f"The order '{name}' of '{op}' is {its!r:.80}.",
+                fix="Describe it by a mapping with the keys 'arithmetic' and 'reference' (one of its providers).",
+            )
+        try:
+            found.append(Order(name, str(its["arithmetic"]), str(its["reference"]), by_name=True))
+        except InvalidNameError as error:
+            raise PackError(error.what, why=error.why, fix=error.fix) from None
+    return tuple(found)
 
 
 def _parse_spec(data: object) -> ImplSpec:

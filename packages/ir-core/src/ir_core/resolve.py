@@ -42,6 +42,8 @@ def check_known(op: Meaning, policy: Policy) -> None:
         if provider not in catalog.known(op) and provider not in catalog.impls(op):
             raise catalog.unknown_provider(op, provider)
     if own.order is not None and own.order not in op.orders:
+        catalog.impls(op)  # an order may come with a pack
+    if own.order is not None and own.order not in op.orders:
         raise PolicyError(
             f"Op '{op.name}' has no order '{own.order}'.",
             why=f"It has {', '.join(op.orders) or 'none'}.",

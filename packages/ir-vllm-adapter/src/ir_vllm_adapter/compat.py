@@ -145,3 +145,10 @@ def inductor_batch_invariant() -> bool:
     import torch._inductor.config as config
 
     return bool(getattr(config, "batch_invariant", False))
+
+
+def attention_without_causality() -> bool:
+    """Whether the unified Triton attention kernel also lets a query see every key: 0.20's does not."""
+    with contextlib.suppress(PackageNotFoundError, ValueError):
+        return parse(version("vllm")) > (0, 20)
+    return True

@@ -16,10 +16,16 @@ def install() -> None:
     import numpy as np
     from triton.runtime import interpreter
 
+    def numbers(operand: Any) -> Any:
+        """The values of an operand: the interpreter keeps bfloat16 as its bit patterns."""
+        if operand.dtype.scalar.is_bf16():
+            return (operand.data.astype(np.uint32) << 16).view(np.float32)
+        return operand.data
+
     def dot(self: Any, a: Any, b: Any, d: Any, input_precision: Any, max_num_imprecise_acc: Any) -> Any:
         out = np.empty_like(d.data)
-        columns = np.ascontiguousarray(b.data.astype(d.data.dtype))
-        for i, row in enumerate(np.ascontiguousarray(a.data.astype(d.data.dtype))):
+        columns = np.ascontiguousarray(numbers(b).astype(d.data.dtype))
+        for i, row in enumerate(np.ascontiguousarray(numbers(a).astype(d.data.dtype))):
             out[i] = np.dot(row.copy(), columns)
         return interpreter.TensorHandle(out + d.data, d.dtype.scalar)
 
