@@ -1,24 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the adapter costs or saves in vLLM: the table of vLLM pull request 36816 again, on one GPU.
+"""What batch invariance costs in vLLM, with the adapter and without: issue 19's table, on one GPU.
 
-    python benchmarks/vllm_latency.py                    # all eight configurations, a pair of engines at a time
-    python benchmarks/vllm_latency.py --only eager       # those with "eager" in their name; results are merged
-    python benchmarks/vllm_latency.py --at-once 4 --deadline 540   # two pairs loaded together; over in nine minutes
+    python benchmarks/vllm_latency.py --part 0.6b-compiled      # one part: under eight minutes
+    python benchmarks/vllm_latency.py --part 0.6b-compiled --kernels   # and GPU time by kernel
+    python benchmarks/vllm_latency.py --list                    # the parts, and what each is for
+    python benchmarks/vllm_latency.py --report                  # the table and the goals, from the last results
 
-Needs one GPU, vLLM 0.26.0 with its torch 2.11.0 and Triton 3.6.0, and this project installed beside it. The model is
-Qwen3-0.6B's configuration with dummy weights, so nothing is downloaded; attention is TRITON_ATTN. The configurations:
-VLLM_BATCH_INVARIANT 0 and 1, compiled and --enforce-eager, without the adapter (VLLM_PLUGINS is empty) and with it.
+Needs one GPU, vLLM 0.26.0 with its torch 2.11.0 and Triton 3.6.0, and this project installed beside it. Models are
+configurations with dummy weights, so nothing is downloaded; attention is TRITON_ATTN.
 
-Each configuration is an engine in a process of its own. The two of a pair, without and with the adapter, are loaded
-together (about 16 GB of GPU memory each) and measured in turns, round by round, so that whatever drifts hits both; only
-one of them ever works at a time. `--at-once 1` measures one after the other on a smaller GPU.
+Each configuration is an engine in a process of its own: VLLM_BATCH_INVARIANT 0 or 1, compiled or --enforce-eager,
+without the adapter (VLLM_PLUGINS is empty) or with it. Those of a part are loaded together and measured in turns, round
+by round, so that whatever drifts hits all; only one of them ever works at a time. Results of parts are merged.
 
-Measured, as `vllm bench latency` does: seconds for 8 prompts of 32 tokens and 128 new tokens, after warm-ups.
-Beyond it: tokens a second for 256 prompts of 256 tokens and 64 new ones, time to the first token and between tokens at
-batch 8, and vLLM's determinism test: prompts alone and among others, logprobs compared bit for bit.
+Measured, as `vllm bench latency` does: seconds for 8 prompts of 32 tokens and 128 new tokens, after warm-ups. Beyond
+it: tokens a second for 64 and for 256 prompts of 256 tokens and 64 new ones, time to the first token and between tokens
+at batch 8, and vLLM's determinism test: prompts alone and among others, logprobs compared bit for bit.
 
-A configuration that fails is recorded with its error and loses nothing of the others; results are written after each
-pair; after `--deadline` seconds everything stops and what was measured by then is kept.
+A configuration that fails is recorded with its error and loses nothing of the others; after `--deadline` seconds
+everything stops and what was measured by then is kept.
 """
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import IO, Any
@@ -65,32 +66,144 @@ QWEN3_0_6B: dict[str, Any] = {
     "bos_token_id": 151643,
     "eos_token_id": 151645,
 }
-# name -> (VLLM_BATCH_INVARIANT, eager, with the adapter); the two of a pair stand together, what matters most first.
+QWEN3_8B: dict[str, Any] = QWEN3_0_6B | {
+    "hidden_size": 4096,
+    "intermediate_size": 12288,
+    "num_hidden_layers": 36,
+    "num_attention_heads": 32,
+    "tie_word_embeddings": False,
+}
+# Qwen3-30B-A3B's layers, four of its 48: a layer of experts is what is compared, and loading has to be short.
+QWEN3_MOE: dict[str, Any] = QWEN3_0_6B | {
+    "architectures": ["Qwen3MoeForCausalLM"],
+    "model_type": "qwen3_moe",
+    "hidden_size": 2048,
+    "intermediate_size": 6144,
+    "moe_intermediate_size": 768,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 4,
+    "num_experts": 128,
+    "num_experts_per_tok": 8,
+    "norm_topk_prob": True,
+    "decoder_sparse_step": 1,
+    "mlp_only_layers": [],
+    "tie_word_embeddings": False,
+}
+MODELS = {"0.6b": QWEN3_0_6B, "8b": QWEN3_8B, "moe": QWEN3_MOE}
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """One engine: a model of `MODELS`, VLLM_BATCH_INVARIANT, eager or compiled, with the adapter or without."""
+
+    model: str
+    invariant: bool
+    eager: bool
+    adapter: bool
+
+    @property
+    def name(self) -> str:
+        mode, how = ("invariant" if self.invariant else "default"), ("eager" if self.eager else "compiled")
+        return f"{self.model}-{mode}-{how}-{'ir' if self.adapter else 'vllm'}"
+
+
 CONFIGURATIONS = {
-    f"{'invariant' if invariant else 'default'}-{'eager' if eager else 'compiled'}-{'ir' if adapter else 'vllm'}": (
-        invariant,
-        eager,
-        adapter,
-    )
-    for invariant in (True, False)
+    one.name: one
+    for model in MODELS
     for eager in (False, True)
-    for adapter in (False, True)
+    for invariant, adapter in ((False, False), (False, True), (True, False), (True, True))
+    for one in (Configuration(model, invariant, eager, adapter),)
 }
-# With the adapter against without: at most so much of vLLM's own latency. With invariance off nothing of ours runs, so
-# any difference is noise between processes; 2 % is what repeated runs of one configuration differ by.
-GOALS = {
-    "invariant-compiled": 1.00,
-    "invariant-eager": 0.95,
-    "default-compiled": 1.02,
-    "default-eager": 1.02,
+LATENCY = ("latency", "streaming", "deterministic")
+
+
+@dataclass(frozen=True)
+class Part:
+    """What is measured together: engines that are loaded beside each other, and which measurements are made."""
+
+    why: str
+    engines: tuple[str, ...]
+    measures: tuple[str, ...]
+    seconds: float = 20.0
+
+
+PARTS = {
+    "0.6b-compiled": Part(
+        "latency, compiled: against default vLLM, and against batch-invariant vLLM alone",
+        ("0.6b-default-compiled-vllm", "0.6b-invariant-compiled-vllm", "0.6b-invariant-compiled-ir"),
+        LATENCY,
+    ),
+    "0.6b-eager": Part(
+        "the same, eager",
+        ("0.6b-default-eager-vllm", "0.6b-invariant-eager-vllm", "0.6b-invariant-eager-ir"),
+        LATENCY,
+        30.0,
+    ),
+    "8b-compiled": Part(
+        "latency of the 8B configuration",
+        ("8b-default-compiled-vllm", "8b-invariant-compiled-ir"),
+        LATENCY,
+    ),
+    "0.6b-throughput": Part(
+        "64 and 256 sequences",
+        ("0.6b-default-compiled-vllm", "0.6b-invariant-compiled-ir"),
+        ("throughput64", "throughput256", "deterministic"),
+        25.0,
+    ),
+    "8b-throughput": Part(
+        "the same, 8B",
+        ("8b-default-compiled-vllm", "8b-invariant-compiled-ir"),
+        ("throughput64", "throughput256"),
+        30.0,
+    ),
+    "moe": Part(
+        "a mixture of experts: against batch-invariant vLLM alone",
+        ("moe-invariant-compiled-vllm", "moe-invariant-compiled-ir"),
+        ("latency", "throughput64", "deterministic"),
+    ),
+    "default": Part(
+        "the adapter installed and the switch off: many rounds, so that the standard error is below 0.005",
+        ("0.6b-default-compiled-vllm", "0.6b-default-compiled-ir"),
+        ("latency",),
+        75.0,
+    ),
 }
-BATCH, INPUT, OUTPUT, WARMUPS, ROUNDS = 8, 32, 128, 10, 30
+
+
+@dataclass(frozen=True)
+class Goal:
+    """`value(one) / value(other)` within bounds. For throughput a larger one is better."""
+
+    one: str
+    other: str
+    measure: str
+    low: float
+    high: float
+
+
+GOALS = (
+    Goal("0.6b-invariant-compiled-ir", "0.6b-default-compiled-vllm", "latency", 0.0, 1.00),
+    Goal("0.6b-invariant-eager-ir", "0.6b-default-eager-vllm", "latency", 0.0, 1.00),
+    Goal("8b-invariant-compiled-ir", "8b-default-compiled-vllm", "latency", 0.0, 1.03),
+    Goal("0.6b-invariant-compiled-ir", "0.6b-invariant-compiled-vllm", "latency", 0.0, 0.60),
+    Goal("0.6b-invariant-eager-ir", "0.6b-invariant-eager-vllm", "latency", 0.0, 0.85),
+    *(
+        Goal(f"{model}-invariant-compiled-ir", f"{model}-default-compiled-vllm", f"throughput{n}", 0.97, 9.9)
+        for model in ("0.6b", "8b")
+        for n in (64, 256)
+    ),
+    Goal("moe-invariant-compiled-ir", "moe-invariant-compiled-vllm", "latency", 0.0, 0.80),
+    Goal("0.6b-default-compiled-ir", "0.6b-default-compiled-vllm", "latency", 0.99, 1.01),
+)
+BATCH, INPUT, OUTPUT, WARMUPS, ROUNDS = 8, 32, 128, 10, 400
 FEWEST = 5  # rounds, however long one takes
-THROUGHPUT = {"requests": 256, "input": 256, "output": 64}
-KV_CACHE = 10 << 30  # bytes an engine: all requests of the throughput round at once
+THROUGHPUT = {"input": 256, "output": 64}
+KV_CACHE = 12 << 30  # bytes an engine: all requests of the throughput round at once
 # vLLM's determinism test: these prompts alone and in the middle of that many others, of other lengths.
 NEEDLES, COMPANY = (1, 7, 32, 100, 333), 27
 SECONDS_TO_START, SECONDS_TO_ANSWER, STAGGER = 300.0, 120.0, 8.0
+SHARE = {"0.6b": 0.1, "8b": 0.25, "moe": 0.15}  # of the memory, which vLLM wants to see free at the start
 
 
 def main() -> int:
@@ -98,15 +211,21 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--only", default="", help="configurations whose name contains this")
-    parser.add_argument("--rounds", type=int, default=ROUNDS, help="latency measurements a configuration")
-    parser.add_argument("--seconds", type=float, default=20.0, help="of latency rounds a configuration")
-    parser.add_argument("--at-once", type=int, default=2, help="engines that are loaded together")
+    parser.add_argument(
+        "--part", default="", choices=["", *PARTS], help="what to measure; all parts by default"
+    )
+    parser.add_argument("--list", action="store_true", help="list the parts")
+    parser.add_argument(
+        "--rounds", type=int, default=ROUNDS, help="latency measurements a configuration, at most"
+    )
+    parser.add_argument(
+        "--seconds", type=float, default=0.0, help="of rounds a configuration, not the part's"
+    )
     parser.add_argument(
         "--deadline",
         type=float,
-        default=float("inf"),
-        help="seconds after which it is over, whatever is left",
+        default=460.0,
+        help="seconds after which a part is over, whatever is left",
     )
     parser.add_argument(
         "--kernels", action="store_true", help="also record GPU time by kernel (torch's profiler)"
@@ -120,6 +239,10 @@ def main() -> int:
     if options.child:
         name, pipe = options.child
         return serve(name, int(pipe), with_profiler=options.kernels)
+    if options.list:
+        for name, part in PARTS.items():
+            print(f"{name:18}{part.why}")
+        return 0
     results = previous()
     if options.report:
         report(results)
@@ -127,10 +250,11 @@ def main() -> int:
     if missing := cannot_run():
         print(f"{NAME}: {missing} Nothing was measured.", file=sys.stderr)
         return 0
-    names = [name for name in CONFIGURATIONS if options.only in name]
-    measured = measure(names, results, options)
+    bad: list[str] = []
+    for name in [options.part] if options.part else list(PARTS):
+        measured = measure(name, results, options)
+        bad += [f"{name}: {e}" for e in PARTS[name].engines if "failed" in measured.get(e, {"failed": ""})]
     report(results)
-    bad = [name for name in names if "failed" in measured.get(name, {"failed": ""})]
     if bad:
         print(f"not, or not completely, measured: {', '.join(bad)}", file=sys.stderr)
     return 1 if bad else 0
@@ -155,7 +279,9 @@ def settings() -> dict[str, Any]:
         "latency": {"batch": BATCH, "input": INPUT, "output": OUTPUT, "warmups": WARMUPS},
         "throughput": THROUGHPUT,
         "determinism": {"prompt_lengths": NEEDLES, "others": COMPANY},
-        "model": "Qwen3-0.6B configuration, dummy weights, bfloat16, TRITON_ATTN, no prefix caching",
+        "models": "configurations of Qwen3-0.6B, Qwen3-8B, and four layers of Qwen3-30B-A3B; dummy weights, bfloat16, "
+        "TRITON_ATTN, no prefix caching",
+        "parts": {name: list(part.engines) for name, part in PARTS.items()},
     }
 
 
@@ -193,10 +319,10 @@ class Engine:
         self.name, self.clock = name, clock
         self.found: dict[str, Any] = {}
         self.log = folder / f"{name}.log"
-        invariant, _, adapter = CONFIGURATIONS[name]
+        configuration = CONFIGURATIONS[name]
         env = os.environ | {
-            "VLLM_BATCH_INVARIANT": str(int(invariant)),
-            "VLLM_PLUGINS": "ir_vllm_adapter" if adapter else "",
+            "VLLM_BATCH_INVARIANT": str(int(configuration.invariant)),
+            "VLLM_PLUGINS": "ir_vllm_adapter" if configuration.adapter else "",
             "VLLM_CACHE_ROOT": str(folder / f"cache-{name}"),  # no configuration takes another's graphs
             "VLLM_NO_USAGE_STATS": "1",
             "HF_HUB_OFFLINE": "1",
@@ -248,7 +374,7 @@ class Engine:
     def adapter_said(self) -> list[str]:
         """What the adapter logged in it."""
         lines = self.log.read_text(errors="replace").splitlines()
-        return [line.partition("] ")[2] for line in lines if "log.py:" in line][:30]
+        return [line.partition("] ")[2] for line in lines if "log.py:" in line][:60]
 
     def close(self) -> None:
         """End it and whatever it started."""
@@ -258,60 +384,43 @@ class Engine:
         self.answers.close()
 
 
-def measure(names: Sequence[str], results: dict[str, Any], options: argparse.Namespace) -> dict[str, Any]:
-    """Measure these configurations into `results`, and the file of results; returns what was found in this run."""
+def measure(part: str, results: dict[str, Any], options: argparse.Namespace) -> dict[str, Any]:
+    """Measure a part into `results`, and the file of results; returns what was found in this run."""
     clock = Clock(options.deadline)
-    measured: dict[str, Any] = {}
+    engines: list[Engine] = []
 
-    def note(engines: Iterable[Engine]) -> None:
+    def note() -> None:
         for engine in engines:
-            measured[engine.name] = engine.found
             # What failed before it measured anything does not replace an earlier result.
-            if "latency" in engine.found or "latency" not in results.get(engine.name, {}):
-                results[engine.name] = engine.found
+            if any(measure in engine.found for measure in PARTS[part].measures):
+                kept = {k: v for k, v in results.get(engine.name, {}).items() if k != "failed"}
+                results[engine.name] = kept | engine.found
+            elif "failed" in engine.found:
+                results.setdefault(engine.name, dict(engine.found))
         common.save(NAME, {"settings": settings(), "configurations": results})
 
     with tempfile.TemporaryDirectory(prefix="vllm-latency-") as temporary:
         folder = options.logs or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
-        for batch in batches(names, options.at_once):
-            if clock.left() <= 0:
-                break
-            clock.say(f"loading {', '.join(batch)}")
-            engines = launched(batch, folder, clock, *(["--kernels"] if options.kernels else []))
-            try:
-                for group in pairs(started(engines)):
-                    measure_group(group, options)
-                    note(group)
-            finally:
-                for engine in engines:
-                    engine.close()
-                note(engines)
+        clock.say(f"{part}: loading {', '.join(PARTS[part].engines)}")
+        flags = ["--kernels"] if options.kernels else []
+        try:
+            launch(engines, PARTS[part].engines, folder, clock, *flags)
+            measure_group(started(engines), PARTS[part], options)
+        finally:
+            for engine in engines:
+                engine.close()
+            note()
     clock.say("done")
-    return measured
+    return {engine.name: engine.found for engine in engines}
 
 
-def launched(names: Sequence[str], folder: Path, clock: Clock, *flags: str) -> list[Engine]:
-    """Their processes, a little after one another: they look for free ports, and compiling, time kernels."""
-    engines = [Engine(names[0], folder, clock, *flags)]
-    for name in names[1:]:
-        time.sleep(max(0.0, min(STAGGER, clock.left())))
+def launch(engines: list[Engine], names: Sequence[str], folder: Path, clock: Clock, *flags: str) -> None:
+    """Start their processes, a little after one another: they look for free ports, and compiling, time kernels."""
+    for number, name in enumerate(names):
+        if number:
+            time.sleep(max(0.0, min(STAGGER, clock.left())))
         engines.append(Engine(name, folder, clock, *flags))
-    return engines
-
-
-def batches(names: Sequence[str], at_once: int) -> Iterable[Sequence[str]]:
-    """Which configurations are loaded together."""
-    size = max(1, at_once)
-    return [names[i : i + size] for i in range(0, len(names), size)]
-
-
-def pairs(engines: Sequence[Engine]) -> list[list[Engine]]:
-    """Those that are compared, together."""
-    groups: dict[str, list[Engine]] = {}
-    for engine in engines:
-        groups.setdefault(engine.name.rpartition("-")[0], []).append(engine)
-    return list(groups.values())
 
 
 def started(engines: Sequence[Engine]) -> list[Engine]:
@@ -323,9 +432,11 @@ def load(engine: Engine) -> None:
     """Wait until it has loaded its model."""
     engine.found |= engine.answer("start", SECONDS_TO_START)
     engine.found["adapter_said"] = said = engine.adapter_said()
-    invariant, _, adapter = CONFIGURATIONS[engine.name]
+    one = CONFIGURATIONS[engine.name]
     broken = [line for line in said if "could not" in line]
-    if adapter and (broken or (invariant and not any("batch-invariant mode, " in line for line in said))):
+    if one.adapter and (
+        broken or (one.invariant and not any("batch-invariant mode, " in line for line in said))
+    ):
         # vLLM goes on without it, and the two of a pair would be the same thing.
         raise EngineError("\n".join(["the adapter is not in force", *broken]))
     engine.clock.say(f"{engine.name}: loaded in {engine.found['seconds_to_load']:.0f} s")
@@ -343,9 +454,11 @@ def attempt(engine: Engine, action: Callable[[Engine], Any]) -> bool:
     return True
 
 
-def measure_group(group: list[Engine], options: argparse.Namespace) -> None:
-    """A pair, in turns."""
-    clock = group[0].clock
+def measure_group(group: list[Engine], part: Part, options: argparse.Namespace) -> None:
+    """Engines of a part, in turns."""
+    if not group:
+        return
+    clock, seconds = group[0].clock, options.seconds or part.seconds
 
     def in_turns(what: str, most: int, fewest: int, seconds: float) -> dict[str, list[Any]]:
         """Ask each in turn, the first one first or last; at least `fewest` times, then while the time lasts."""
@@ -358,28 +471,25 @@ def measure_group(group: list[Engine], options: argparse.Namespace) -> None:
                 attempt(engine, lambda e: found[e.name].append(e.ask(what)))
         return found
 
-    in_turns("latency", WARMUPS, 2, options.seconds / 4)
-    for name, seconds in in_turns("latency", options.rounds, FEWEST, options.seconds).items():
-        keep(group, name, "latency", latency_of(seconds))
-    for name, rates in in_turns("throughput", 3, 2, 10.0).items():
-        keep(
-            group,
-            name,
-            "throughput",
-            max(rates[1:], key=lambda r: float(r["output_tokens_per_second"]), default=None),
-        )
-    for name, seen in in_turns("streaming", 5, 2, 6.0).items():
-        keep(
-            group,
-            name,
-            "streaming",
-            {k: statistics.median(one[k] for one in seen[1:]) for k in seen[0]} if seen[1:] else None,
-        )
-    for name, verdicts in in_turns("deterministic", 1, 1, 0.0).items():
-        keep(group, name, "deterministic", verdicts[0] if verdicts else None)
-    if options.kernels:
-        for name, found in in_turns("kernels", 1, 1, 0.0).items():
-            keep(group, name, "kernels", found[0] if found else None)
+    if "latency" in part.measures:
+        in_turns("latency", WARMUPS, 2, seconds / 8)
+        for name, rounds in in_turns("latency", options.rounds, FEWEST, seconds).items():
+            keep(group, name, "latency", statistics_of(rounds))
+    for measure in ("throughput64", "throughput256"):
+        if measure in part.measures:
+            in_turns(measure, 1, 1, 0.0)
+            for name, rates in in_turns(measure, options.rounds, 3, seconds).items():
+                keep(group, name, measure, statistics_of(rates))
+    if "streaming" in part.measures:
+        for name, seen in in_turns("streaming", 5, 2, 6.0).items():
+            medians = (
+                {k: statistics.median(one[k] for one in seen[1:]) for k in seen[0]} if seen[1:] else None
+            )
+            keep(group, name, "streaming", medians)
+    for measure in ("deterministic", *(["kernels"] if options.kernels else [])):
+        if measure in part.measures or measure == "kernels":
+            for name, verdicts in in_turns(measure, 1, 1, 0.0).items():
+                keep(group, name, measure, verdicts[0] if verdicts else None)
     clock.say(f"measured {', '.join(engine.name for engine in group)}")
 
 
@@ -390,8 +500,8 @@ def keep(group: Sequence[Engine], name: str, what: str, value: Any) -> None:
             engine.found[what] = value
 
 
-def latency_of(seconds: list[float]) -> dict[str, Any] | None:
-    """Statistics of the rounds; None without any."""
+def statistics_of(seconds: list[float]) -> dict[str, Any] | None:
+    """Statistics of the rounds (seconds, or tokens a second); None without any."""
     if not seconds:
         return None
     low, high = seconds[0], seconds[0]
@@ -399,6 +509,7 @@ def latency_of(seconds: list[float]) -> dict[str, Any] | None:
         low, *_, high = statistics.quantiles(seconds, n=10, method="inclusive")
     return {
         "mean": statistics.fmean(seconds),
+        "standard_error": statistics.stdev(seconds) / len(seconds) ** 0.5 if len(seconds) > 1 else None,
         "median": statistics.median(seconds),
         "p10": low,
         "p90": high,
@@ -411,7 +522,7 @@ def latency_of(seconds: list[float]) -> dict[str, Any] | None:
 
 def serve(name: str, pipe: int, *, with_profiler: bool) -> int:
     """Load the engine, say so, and do what is asked, a line each, until nothing more comes."""
-    with os.fdopen(pipe, "w") as answers, tempfile.TemporaryDirectory(prefix="qwen3-0.6b-") as folder:
+    with os.fdopen(pipe, "w") as answers, tempfile.TemporaryDirectory(prefix="qwen3-") as folder:
 
         def tell(value: Any) -> None:
             answers.write(json.dumps(value) + "\n")
@@ -420,9 +531,10 @@ def serve(name: str, pipe: int, *, with_profiler: bool) -> int:
         start = time.monotonic()
         llm = engine_of(name, Path(folder), with_profiler=with_profiler)
         tell({"seconds_to_load": round(time.monotonic() - start, 1)})
-        actions = {
+        actions: dict[str, Callable[[Any], Any]] = {
             "latency": latency,
-            "throughput": throughput,
+            "throughput64": lambda llm: throughput(llm, 64),
+            "throughput256": lambda llm: throughput(llm, 256),
             "streaming": streaming,
             "deterministic": deterministic,
             "kernels": lambda llm: kernels(llm, Path(folder)),
@@ -444,17 +556,18 @@ def engine_of(name: str, folder: Path, *, with_profiler: bool) -> Any:
             "torch_profiler_dir": where,
             "torch_profiler_with_stack": False,
         }
-    (folder / "config.json").write_text(json.dumps(QWEN3_0_6B))
+    one = CONFIGURATIONS[name]
+    (folder / "config.json").write_text(json.dumps(MODELS[one.model]))
     return LLM(
         str(folder),
         load_format="dummy",
         skip_tokenizer_init=True,
-        enforce_eager=CONFIGURATIONS[name][1],
+        enforce_eager=one.eager,
         max_model_len=1024,
         max_num_seqs=256,
         enable_prefix_caching=False,
         # So that engines beside each other need not agree about the rest of the memory.
-        gpu_memory_utilization=0.1,
+        gpu_memory_utilization=SHARE[one.model],
         kv_cache_memory_bytes=KV_CACHE,
         attention_config={"backend": "TRITON_ATTN"},
         seed=0,
@@ -487,16 +600,13 @@ def latency(llm: Any) -> float:
     return time.perf_counter() - start
 
 
-def throughput(llm: Any) -> dict[str, float]:
-    """Tokens a second when the engine is full."""
-    batch = prompts(THROUGHPUT["requests"], THROUGHPUT["input"], seed=1)
+def throughput(llm: Any, requests: int) -> float:
+    """New tokens a second with so many sequences at once."""
+    batch = prompts(requests, THROUGHPUT["input"], seed=1)
     params = sampling(THROUGHPUT["output"], temperature=0.0)
     start = time.perf_counter()
     llm.generate(batch, params, use_tqdm=False)
-    seconds = time.perf_counter() - start
-    new = THROUGHPUT["requests"] * THROUGHPUT["output"]
-    total = new + THROUGHPUT["requests"] * THROUGHPUT["input"]
-    return {"output_tokens_per_second": new / seconds, "total_tokens_per_second": total / seconds}
+    return requests * THROUGHPUT["output"] / (time.perf_counter() - start)
 
 
 def streaming(llm: Any) -> dict[str, float]:
@@ -574,45 +684,57 @@ def kernels(llm: Any, folder: Path) -> dict[str, Any]:
 
 def report(results: dict[str, Any]) -> None:
     """Print the table and the goals, and draw the latencies."""
-    if not results:
+    if not any(name in results for name in CONFIGURATIONS):
         print("no results yet")
         return
-    header = f"{'configuration':28}{'latency s':>11}{'ratio':>8}{'tok/s':>9}{'TTFT ms':>9}{'ITL ms':>8}"
-    print(f"{header}  bits alone = among")
+    columns = ("latency s", "tok/s at 64", "at 256", "TTFT ms", "ITL ms")
+    print(f"{'configuration':32}" + "".join(c.rjust(13) for c in columns) + "  bits alone = among")
     for name in CONFIGURATIONS:
         if name in results:
-            print(row(name, results))
-    for pair, goal in GOALS.items():
-        ratio = compared(results, pair)
-        if ratio is not None:
+            print(row(name, results[name]))
+    for goal in GOALS:
+        found = ratio(results, goal)
+        if found is not None:
+            value, error = found
+            verdict = "met" if goal.low <= value <= goal.high else "MISSED"
+            bounds = f"at most {goal.high:.2f}" if not goal.low else f"at least {goal.low:.2f}"
+            if goal.low and goal.high < 2:
+                bounds = f"{goal.low:.2f} to {goal.high:.2f}"
             print(
-                f"{pair}: {ratio:.3f} of vLLM alone, goal {goal:.2f}: {'met' if ratio <= goal else 'MISSED'}"
+                f"{goal.measure}: {goal.one} / {goal.other}: {value:.3f} (+-{error:.3f}), {bounds}: {verdict}"
             )
     groups = {
-        pair: {
-            contender: results[f"{pair}-{end}"]["latency"]["median"]
-            for end, contender in (("vllm", "vLLM alone"), ("ir", "with ir-vllm-adapter"))
-            if "latency" in results.get(f"{pair}-{end}", {})
+        f"{model} {how}": {
+            contender: results[name]["latency"]["median"]
+            for contender, end in CONTENDERS.items()
+            for name in (f"{model}-{end.format(how=how)}",)
+            if "latency" in results.get(name, {})
         }
-        for pair in GOALS
+        for model in MODELS
+        for how in ("compiled", "eager")
     }
     if any(groups.values()):
         common.bars(
             NAME,
-            f"Qwen3-0.6B (dummy weights): {BATCH} x {INPUT} tokens in, {OUTPUT} out",
+            f"Dummy weights: {BATCH} x {INPUT} tokens in, {OUTPUT} out",
             "seconds, median",
-            {pair: group for pair, group in groups.items() if group},
+            {name: group for name, group in groups.items() if group},
         )
 
 
-def row(name: str, results: dict[str, Any]) -> str:
-    """One configuration's line of the table; a dash for what was not measured."""
-    one = results[name]
-    ratio = compared(results, name.rpartition("-")[0]) if name.endswith("-ir") else None
+CONTENDERS = {
+    "default vLLM": "default-{how}-vllm",
+    "batch-invariant vLLM": "invariant-{how}-vllm",
+    "batch-invariant with ir-vllm-adapter": "invariant-{how}-ir",
+}
 
-    def number(group: str, key: str, width: int, places: int) -> str:
+
+def row(name: str, one: dict[str, Any]) -> str:
+    """One configuration's line of the table; a dash for what was not measured."""
+
+    def number(group: str, key: str, places: int) -> str:
         value = one.get(group, {}).get(key)
-        return "-".rjust(width) if value is None else f"{value:{width}.{places}f}"
+        return "-".rjust(13) if value is None else f"{value:13.{places}f}"
 
     fate = one.get("deterministic")
     verdict = "-" if fate is None else "yes"
@@ -621,18 +743,20 @@ def row(name: str, results: dict[str, Any]) -> str:
     if "failed" in one:
         verdict += f"  FAILED: {one['failed'].partition(chr(10))[0]}"
     return (
-        f"{name:28}{number('latency', 'median', 11, 4)}{'' if ratio is None else f'{ratio:.3f}':>8}"
-        f"{number('throughput', 'output_tokens_per_second', 9, 0)}{number('streaming', 'ttft_ms', 9, 2)}"
-        f"{number('streaming', 'itl_ms', 8, 3)}  {verdict}"
+        f"{name:32}{number('latency', 'median', 4)}{number('throughput64', 'median', 0)}"
+        f"{number('throughput256', 'median', 0)}{number('streaming', 'ttft_ms', 2)}"
+        f"{number('streaming', 'itl_ms', 3)}  {verdict}"
     )
 
 
-def compared(results: dict[str, Any], pair: str) -> float | None:
-    """Median latency with the adapter over that without."""
-    with_us, without = results.get(f"{pair}-ir", {}), results.get(f"{pair}-vllm", {})
-    if "latency" not in with_us or "latency" not in without:
+def ratio(results: dict[str, Any], goal: Goal) -> tuple[float, float] | None:
+    """Of means, and its standard error; the two are measured in turns, round by round."""
+    pair = [results.get(name, {}).get(goal.measure) for name in (goal.one, goal.other)]
+    if not all(pair):
         return None
-    return float(with_us["latency"]["median"] / without["latency"]["median"])
+    (one, other) = ((float(p["mean"]), float(p["standard_error"] or 0.0)) for p in pair)
+    value = one[0] / other[0]
+    return value, value * ((one[1] / one[0]) ** 2 + (other[1] / other[0]) ** 2) ** 0.5
 
 
 if __name__ == "__main__":
