@@ -28,7 +28,8 @@ if TYPE_CHECKING:
     from ir_core import ops
     from ir_core.auditing import audit
     from ir_core.catalog import failures, packs
-    from ir_core.enabling import bind_policy, enable
+    from ir_core.covering import batch_invariant_mode, enable
+    from ir_core.enabling import bind_policy
     from ir_core.fast_path import enable_torch_wrap, set_default_torch_wrap
     from ir_core.impl import ImplSpec, IrOpImpl
     from ir_core.meaning import RESERVED_PROVIDERS, Order
@@ -46,7 +47,8 @@ if TYPE_CHECKING:
 _HOMES = {
     "auditing": ("audit",),
     "catalog": ("failures", "packs"),
-    "enabling": ("bind_policy", "enable"),
+    "covering": ("batch_invariant_mode", "enable"),
+    "enabling": ("bind_policy",),
     "fast_path": ("enable_torch_wrap", "set_default_torch_wrap"),
     "impl": ("ImplSpec", "IrOpImpl"),
     "meaning": ("RESERVED_PROVIDERS", "Order"),
@@ -110,6 +112,7 @@ __all__ = [
     "Target",
     "__version__",
     "audit",
+    "batch_invariant_mode",
     "bind_policy",
     "change_default",
     "compile",

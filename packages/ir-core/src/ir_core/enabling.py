@@ -21,14 +21,17 @@ R = TypeVar("R")
 class Enabled:
     """What :func:`enable` changed. ``undo()`` takes it back, once; leaving a ``with`` block over it does too."""
 
-    def __init__(self, change: Callable[[Policy], Policy]) -> None:
+    def __init__(self, change: Callable[[Policy], Policy], undone: Callable[[], None] | None = None) -> None:
         self._change: Callable[[Policy], Policy] | None = change
+        self._undone = undone
 
     def undo(self) -> None:
         """Take the change back; changes that were made since stay."""
         change, self._change = self._change, None
         if change is not None:
             policies.forget_change(change)
+            if self._undone is not None:
+                self._undone()
 
     def __enter__(self) -> Enabled:
         return self
@@ -37,17 +40,10 @@ class Enabled:
         self.undo()
 
 
-def enable(**changes: Any) -> Enabled:
-    """Change the policy of the process: every thread and task, those that run and those to come.
+def enable(*, undone: Callable[[], None] | None = None, **changes: Any) -> Enabled:
+    """Change the default policy; ``undone`` is called when the change is taken back.
 
-    A scope that is open keeps its policy. ``ir_core.enable(batch_invariant=True)`` is what
-    ``VLLM_BATCH_INVARIANT=1`` would have been from the start.
-
-    Args:
-        changes: fields of :class:`Policy`.
-
-    Returns:
-        The change, which its ``undo()`` takes back.
+    :func:`ir_core.enable` is this, and with ``batch_invariant=True`` covers torch's functions too.
 
     Raises:
         PolicyError: an unknown field, or contradictory values.
@@ -58,7 +54,7 @@ def enable(**changes: Any) -> Enabled:
         return replace(old, **changes)
 
     policies.change_default(change)
-    return Enabled(change)
+    return Enabled(change, undone)
 
 
 def bind_policy(function: Callable[P, R]) -> Callable[P, R]:

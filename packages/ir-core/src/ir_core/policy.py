@@ -89,6 +89,7 @@ class Policy:
         prefer: providers to try first for every op that has them and has no names of its own.
         ops: (op name, :class:`OpPolicy`) pairs, sorted; a mapping is accepted.
         vouched: ops whose ``native`` the host answers for in batch-invariant mode; ``"*"`` for all.
+        covers_torch: torch's own functions go to ops as well (:func:`ir_core.batch_invariant_mode`).
     """
 
     batch_invariant: bool = False
@@ -97,10 +98,11 @@ class Policy:
     prefer: tuple[str, ...] = ()
     ops: tuple[tuple[str, OpPolicy], ...] = ()
     vouched: frozenset[str] = frozenset()
+    covers_torch: bool = False
     _hash: int = field(default=0, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        flags = {name: getattr(self, name) for name in ("batch_invariant", "strict", "disabled")}
+        flags = {name: getattr(self, name) for name in _FLAGS}
         check_flags(PolicyError, "A policy", **flags)
         pairs = self.ops.items() if isinstance(self.ops, Mapping) else self.ops
         object.__setattr__(self, "ops", tuple(sorted(dict(pairs).items())))
@@ -127,6 +129,11 @@ class Policy:
         own = self.for_op(name).batch_invariant
         return self.batch_invariant if own is None else own
 
+    @property
+    def covering(self) -> bool:
+        """Whether torch's own functions go to batch-invariant ops."""
+        return self.covers_torch and self.batch_invariant and not self.disabled
+
     def to_dict(self) -> dict[str, Any]:
         """Plain data, for JSON, logs and cache keys: equal exactly when the policies are."""
         return {
@@ -135,6 +142,7 @@ class Policy:
             "disabled": self.disabled,
             "prefer": list(self.prefer),
             "vouched": sorted(self.vouched),
+            "covers_torch": self.covers_torch,
             "ops": {
                 name: {
                     "prefer": list(p.prefer),
@@ -148,6 +156,7 @@ class Policy:
         }
 
 
+_FLAGS: Final = ("batch_invariant", "strict", "disabled", "covers_torch")
 _FIELDS: Final = tuple(f.name for f in fields(Policy) if f.compare)
 _NOTHING: Final = OpPolicy()
 
@@ -368,6 +377,14 @@ def _notify() -> None:
         listener()
 
 
+_cover: list[Callable[[], contextlib.AbstractContextManager[Any]]] = []
+
+
+def on_covering_scope(enter: Callable[[], contextlib.AbstractContextManager[Any]]) -> None:
+    """Enter ``enter()`` around each scope whose policy covers torch's functions: what sees their calls lies above."""
+    _cover[:] = [enter]
+
+
 def check_fields(changes: Iterable[str]) -> None:
     """Raise :class:`PolicyError` unless each name is a field of :class:`Policy`."""
     if unknown := set(changes) - set(_FIELDS):
@@ -392,5 +409,9 @@ def scope(policy: Policy | None = None, /, **changes: Any) -> Iterator[Policy]:
     """
     check_fields(changes)
     mine = replace(policy if policy is not None else current(), **changes)
-    with _block(_scoped, mine):
+    with contextlib.ExitStack() as around:
+        if mine.covering:
+            for enter in _cover:
+                around.enter_context(enter())
+        around.enter_context(_block(_scoped, mine))
         yield mine
