@@ -60,6 +60,10 @@ class StrictError(SelectionError):
     """``IR_STRICT=1`` and something would have fallen back."""
 
 
+class UncoveredError(IrError, RuntimeError):
+    """A strict batch-invariant mode met a function that it neither covers nor knows to keep bits."""
+
+
 class PredicateError(IrError, RuntimeError, ValueError):
     """A ``supports_args`` predicate raised, or asked for what it must not see."""
 

@@ -43,6 +43,15 @@ _ATTENTION: Final = {
     ),
 }
 
+_POINTWISE: Final = {
+    "op": "pointwise",
+    "provider": "portable",
+    "impl": "ir_core.ops.elementwise:pointwise_portable",
+    "batch_invariant": True,
+    "opaque": True,
+    "sources": ("ir_core.ops.elementary",),
+}
+
 PACK: Final[dict[str, Any]] = {
     "api": 1,
     "name": "core",
@@ -57,6 +66,7 @@ PACK: Final[dict[str, Any]] = {
         "log_softmax": "ir_core.ops.reduction:log_softmax",
         "logsumexp": "ir_core.ops.reduction:logsumexp",
         "mean": "ir_core.ops.reduction:mean",
+        "pointwise": "ir_core.ops.elementwise:pointwise",
         "rms_norm": "ir_core.ops.layernorm:rms_norm",
         "softmax": "ir_core.ops.reduction:softmax",
         "sum": "ir_core.ops.reduction:sum_",
@@ -104,5 +114,5 @@ PACK: Final[dict[str, Any]] = {
             **_X8,
         },
     ]
-    + [_ATTENTION],
+    + [_ATTENTION, _POINTWISE],
 }
