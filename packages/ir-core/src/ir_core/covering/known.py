@@ -72,6 +72,9 @@ INVARIANT: Final = frozenset(
     for name in (word, word.rstrip("_"))
 )
 
+_SETTERS: Final = ("_is_", "_has_", "_set_", "_get_", "_use_", "_make_", "_unsafe_set_", "_assert_", "_nested_", "_fix_")
+"""How torch's private functions begin that compute nothing."""
+
 _said: set[str] = set()
 _judged: dict[Any, bool] = {}
 _lock = threading.Lock()
@@ -97,7 +100,8 @@ def keeps_bits(func: Any) -> bool:
     known = _judged.get(func)
     if known is None:
         ours = getattr(func, "namespace", None) == "ir_core"
-        known = _judged[func] = ours or name_of(func) in INVARIANT
+        asks = str(getattr(func, "__name__", "")).startswith(_SETTERS)
+        known = _judged[func] = ours or asks or name_of(func) in INVARIANT
     return known
 
 
