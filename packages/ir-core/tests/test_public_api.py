@@ -15,7 +15,8 @@ import ir_core
 PUBLIC = """
     AllOf Accepted AnyOf Candidate Capability Evidence Feature ImplSpec IrError IrOp IrOpImpl IrWarning KernelPack
     Kind OpPolicy Order PACK_API Policy RESERVED_PROVIDERS Rejected Requirement SM Selection Target __version__ audit
-    bind_policy change_default compile current enable enable_torch_wrap errors failures get_op ops packs
+    batch_invariant_mode bind_policy change_default compile current enable enable_torch_wrap errors failures get_op ops
+    packs
     parse_requirement refresh register_op scope select set_default_torch_wrap
 """
 

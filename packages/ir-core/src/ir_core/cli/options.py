@@ -21,7 +21,7 @@ CORE_OPS: Final = (
         "linear",
         "linear_partial",
     ),
-    *("log_softmax", "logsumexp", "mean", "rms_norm", "softmax", "sum"),
+    *("log_softmax", "logsumexp", "mean", "pointwise", "rms_norm", "softmax", "sum"),
 )
 """The core's own ops, for completion without importing them; a test compares it with the registry."""
 

@@ -97,9 +97,9 @@ def refuse_left_padding(mask: Tensor, queries: int, keys: int) -> None:
     first = mask[..., 0].any(-1)
     if not bool(first.all()) and bool((~first & mask[..., -1, :].any(-1)).any()):
         raise ArgumentError(
-            "scaled_dot_product_attention: a sequence of the batch begins with keys that none of its queries sees: it is "
-            "padded on the left.",
-            why="Keys are added in groups by their index, and how far padding shifts a sequence depends on the longest "
-            "one of the batch: its bits would too.",
+            "scaled_dot_product_attention: a sequence of the batch begins with keys that none of its queries "
+            "sees: it is padded on the left.",
+            why="Keys are added in groups by their index, and how far padding shifts a sequence depends on the "
+            "longest one of the batch: its bits would too.",
             fix="Pad on the right: tokenizer.padding_side = 'right'.",
         )

@@ -29,12 +29,12 @@ def conv(count: int, function: Any) -> Any:
         dilation: Any = 1,
         groups: int = 1,
     ) -> Tensor:
-        input, weight, bias = autocast(input, weight, bias)
-        if not floating(input, weight) or input.dtype != weight.dtype:
+        x, weight, bias = autocast(input, weight, bias)
+        if not floating(x, weight) or x.dtype != weight.dtype:
             report(f"conv{count}d of {input.dtype} and {weight.dtype}")
             return function(input, weight, bias, stride, padding, dilation, groups)
-        batched = input.dim() == count + 2
-        x = input if batched else input.unsqueeze(0)
+        batched = x.dim() == count + 2
+        x = x if batched else x.unsqueeze(0)
         steps, apart = _each(stride, count), _each(dilation, count)
         y = _product(_padded(x, weight, padding, apart), weight, bias, steps, apart, groups)
         return y if batched else y.squeeze(0)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Losses over classes: the loss of a row depends on that row; a sum or mean over rows depends on all, in a fixed order."""
+"""Losses over classes: that of a row depends on the row; a sum or mean over rows on all of them, in a fixed order."""
 
 from __future__ import annotations
 

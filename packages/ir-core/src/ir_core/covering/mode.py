@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """``batch_invariant_mode``: torch's own functions go to ops for a block, in this thread and task.
 
-``mode.py`` sees the calls; ``table.py`` says what becomes of each function; ``presence.py`` keeps the mode where a block
-is open; ``compiling.py`` makes compiled graphs right. Dynamo traces through the mode, so that a compiled graph holds
-the ops that the eager calls would have run.
+``mode.py`` sees the calls; ``table.py`` says what becomes of each function; ``presence.py`` keeps the mode where a
+block is open; ``compiling.py`` makes compiled graphs right. Dynamo traces through the mode, so that a compiled graph
+holds the ops that the eager calls would have run.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from typing import Any, Final, TypeVar, cast
 
 import torch
@@ -51,8 +51,8 @@ policies.on_covering_scope(PRESENCE.block)
 class batch_invariant_mode:  # noqa: N801  used as a function, and as a decorator
     """Torch's own functions, eager and compiled, give bits that do not depend on the batch: inside a ``with`` block.
 
-    ``F.linear``, ``matmul`` and its kin, reductions, softmax, norms, attention and the element-wise functions whose bits
-    depend on an element's place go to ops of :mod:`ir_core.ops`, which select under the policy in force, made
+    ``F.linear``, ``matmul`` and its kin, reductions, softmax, norms, attention and the element-wise functions whose
+    bits depend on an element's place go to ops of :mod:`ir_core.ops`, which select under the policy in force, made
     batch-invariant. It holds in this thread and task, and can be nested. Also a decorator, of functions, generators and
     coroutines. A function that is neither covered nor known to keep bits is named in a warning of the log ``ir_core``,
     once.
@@ -93,7 +93,7 @@ class batch_invariant_mode:  # noqa: N801  used as a function, and as a decorato
         if inspect.isgeneratorfunction(function):
 
             @functools.wraps(function)
-            def generated(*args: Any, **kwargs: Any) -> Iterator[Any]:
+            def generated(*args: Any, **kwargs: Any) -> Generator[Any, Any, Any]:
                 return _each_step(function(*args, **kwargs), changes)
 
             return cast("F", generated)
@@ -106,7 +106,7 @@ class batch_invariant_mode:  # noqa: N801  used as a function, and as a decorato
         return cast("F", called)
 
 
-def _each_step(steps: Any, changes: dict[str, Any]) -> Iterator[Any]:
+def _each_step(steps: Any, changes: dict[str, Any]) -> Generator[Any, Any, Any]:
     """What the generator gives, each step inside the mode: the caller's code in between is not."""
     send, value = steps.send, None
     while True:
@@ -121,7 +121,7 @@ def _each_step(steps: Any, changes: dict[str, Any]) -> Iterator[Any]:
         except GeneratorExit:
             steps.close()
             raise
-        except BaseException as error:  # noqa: BLE001  handed to the generator, which may handle it
+        except BaseException as error:  # handed to the generator, which may handle it
             value, send = error, steps.throw
 
 

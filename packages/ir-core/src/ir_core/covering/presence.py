@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Where the mode stands: on torch's stack of function modes in each thread in which a block is open, and nowhere else.
 
-A function mode belongs to a thread, a policy to a task. So the mode lies on a thread's stack as long as a block that was
-entered there is open, or a task lives that was made inside one; what it does is decided for each call by the policy of
-the task. Blocks may overlap and end in any order: each takes out itself alone, and the mode goes with the last one,
-from wherever it lies in the stack.
+A function mode belongs to a thread, a policy to a task. So the mode lies on a thread's stack as long as a block that
+was entered there is open, or a task lives that was made inside one; whether it does anything is asked of the task's
+policy at each call. Blocks may overlap and end in any order: each takes out itself alone, and the mode goes with the
+last one, from wherever it lies in the stack.
 """
 
 from __future__ import annotations

@@ -90,7 +90,7 @@ def _plus(input: Tensor, product: Tensor, beta: Any, alpha: Any) -> Tensor:
 def addmm(
     input: Tensor, mat1: Tensor, mat2: Tensor, *, beta: Any = 1, alpha: Any = 1, out: Tensor | None = None
 ) -> Tensor:
-    """:func:`torch.addmm`, ``addmv`` and ``baddbmm``; a bias of one row is added to the accumulator, as in ``linear``."""
+    """:func:`torch.addmm`, ``addmv`` and ``baddbmm``; a bias of one row is added as in ``linear``."""
     if (
         mat2.dim() == 2
         and beta == 1

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Element-wise functions with an arithmetic of their own: the same bits at any place, on any device, eager or compiled.
 
-Each is made of :mod:`ir_core.ops.elementary`'s exponential and logarithm and of single operations, all rounded to nearest;
+Each is made of :mod:`ir_core.ops.elementary`'s exponential and logarithm and of single operations, rounded to nearest;
 numbers of 16 bits are computed in float32 and rounded once, to nearest. With ``e = exp``:
 
 =========  ==============================================================================================
