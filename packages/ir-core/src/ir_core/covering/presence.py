@@ -69,7 +69,6 @@ class Presence:
 
     def opened(self, block: _Block) -> None:
         """Note a block of this thread."""
-        self._here.blocks.add(block)
         here = self._here.ident
 
         def gone() -> None:  # the last task that was made inside has ended
@@ -77,6 +76,7 @@ class Presence:
                 self.settle()
 
         weakref.finalize(block, gone).atexit = False
+        self._here.blocks.add(block)  # after: of the callbacks for an object the last comes first
         self.settle()
 
     # -- the whole process ---------------------------------------------------------------------------------
