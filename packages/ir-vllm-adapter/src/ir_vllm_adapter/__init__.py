@@ -10,6 +10,7 @@
 ``layer_seam.py``      RMSNorm and GemmaRMSNorm through vLLM's out-of-tree hook (all versions)
 ``linear_seam.py``     every unquantised linear layer and lm_head (all versions)
 ``aten_seam.py``       what stands behind the ATen ops that vLLM overrides (all versions)
+``moe_seam.py``        vLLM's tuned tiles for its experts, once ``moe_check.py`` found that they decide no bit
 ``takeover.py``        what is taken over beyond the norms, and what is left to vLLM: decided by dtype, as data
 ``graph_mode.py``      compiled, or breakable CUDA graphs (0.32 on)
 ``fusion.py``          fusions that would replace a selected norm

@@ -94,6 +94,11 @@ class Attachment:
             record.clear()
 
 
+def unwrapped(method: Any) -> Any:
+    """vLLM's own method behind one that :meth:`Attachment.wrap` put in place; any other as it is."""
+    return getattr(method, _MARK, method)
+
+
 def is_wrapped(method: Any) -> bool:
     """Whether a method is one that :meth:`Attachment.wrap` put in place."""
     return hasattr(method, _MARK)

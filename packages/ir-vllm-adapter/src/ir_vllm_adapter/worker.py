@@ -18,6 +18,7 @@ from ir_vllm_adapter import (
     layer_seam,
     linear_seam,
     log,
+    moe_seam,
     parts,
     state,
     status,
@@ -135,6 +136,7 @@ def _loaded(worker: Any) -> None:
     model = worker.model_runner.get_model()
     state.STATE.loaded, state.STATE.layers = True, census(model)
     state.STATE.linears = linear_seam.census(model)
+    log.guarded("give the experts their tiles", moe_seam.install)
     state.STATE.compiled = parts.is_compiled(worker.vllm_config)
     if state.STATE.collecting or ATTACHED.layers or status.anything_named():
         state.STATE.parts = parts.census(model, worker.model_runner, worker.vllm_config)
