@@ -147,6 +147,10 @@ def test_special_values():
         assert torch.equal(got.nan_to_num(), want.nan_to_num()), name
     assert portable("softmax", torch.zeros(3, 4)).eq(0.25).all()
     assert portable("softmax", torch.tensor([[0.0, -200.0]])).tolist() == [[1.0, 0.0]]
+    zeros = torch.full((2, 8), -0.0)
+    for name in ("sum", "mean"):
+        assert not portable(name, zeros).signbit().any()
+    assert portable("layer_norm", zeros).signbit().all()  # -0 less +0
     empty = torch.empty(2, 0)
     assert portable("softmax", empty).shape == portable("layer_norm", empty).shape == (2, 0)
     assert portable("logsumexp", empty).tolist() == [-INF, -INF]

@@ -55,7 +55,9 @@ def test_claims() -> None:
     for op in ("linear", "bmm", "attention"):
         assert claims[op, "triton_batch_invariant"] == claims[op, "triton_fp32"] == (True, False, True)
     assert claims["linear", "cublas"] == (True, False, True)
-    assert len(claims) == 13
+    for op in ("layer_norm", "softmax", "log_softmax", "logsumexp", "sum", "mean"):
+        assert claims[op, "triton_batch_invariant"] == (True, False, True)
+    assert len(claims) == 19
 
 
 def test_products_are_offered_where_their_order_was_seen() -> None:

@@ -89,7 +89,7 @@ class RowLaunch:
         self,
         kernel: Kernel,
         strided: Mapping[str, str],
-        scalar: str,
+        scalar: str | None = None,
         *,
         others: Sequence[str] = (),
         fixed: Mapping[str, int | str] | None = None,
@@ -99,22 +99,22 @@ class RowLaunch:
         Args:
             strided: pointers to the first row of each tensor, each with the name of its strides: ``x`` for ``x_outer``
                 and ``x_inner``.
-            scalar: the argument that is neither a pointer nor about rows.
+            scalar: the argument that is neither a pointer nor about rows, if there is one.
             others: pointers to what all rows share.
             fixed: as :meth:`Kernel.prepare` takes it.
         """
         outer, inner = ([f"{name}_{which}" for name in strided.values()] for which in ("outer", "inner"))
-        given = [*strided, *others, "rows", "inner", *outer, *inner, scalar]
+        given = [*strided, *others, "rows", "inner", *outer, *inner, *(() if scalar is None else (scalar,))]
         self._launch = kernel.prepare(given, fixed or {})
         self._pointer, self._rows_per_program = kernel.pointer, kernel.spec.rows_per_program
 
     def __call__(
-        self, rows: Rows, strided: tuple[Tensor, ...], others: tuple[Tensor, ...], scalar: float
+        self, rows: Rows, strided: tuple[Tensor, ...], others: tuple[Tensor, ...], *scalar: float
     ) -> None:
-        """Launch over ``rows`` of the tensors ``strided``."""
+        """Launch over ``rows`` of the tensors ``strided``; ``scalar`` is one number if the kernel takes one."""
         pointer, step = self._pointer, self._rows_per_program
         shared = [pointer(tensor) for tensor in others]
         for part, tensors in ((rows, strided),) if rows.number <= MAX_ROWS else parts(rows, strided):
             number, inner, outer, inner_steps = part
             moved = [pointer(tensor) for tensor in tensors]
-            self._launch(-(-number // step), *moved, *shared, number, inner, *outer, *inner_steps, scalar)
+            self._launch(-(-number // step), *moved, *shared, number, inner, *outer, *inner_steps, *scalar)

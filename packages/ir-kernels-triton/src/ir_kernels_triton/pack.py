@@ -105,6 +105,29 @@ def _attention(provider: str, predicate: str, order: str, requires: str) -> dict
     }
 
 
+REDUCTIONS: Final = ("softmax", "log_softmax", "logsumexp", "sum", "mean", "layer_norm")
+"""Ops of ``reductions.py``."""
+
+
+def _reduction(op: str) -> dict[str, Any]:
+    return {
+        "op": op,
+        "provider": "triton_batch_invariant",
+        "impl": f"ir_kernels_triton.reductions:{op}_batch_invariant",
+        "batch_invariant": True,
+        "inplace": False,
+        "opaque": True,
+        "order": "tree",
+        "requires": REQUIRES,
+        "supports_args": f"ir_kernels_triton.predicates:{'layer_norm' if op == 'layer_norm' else 'reduction'}",
+        "sources": [
+            *("ir_core.ops.canonical", "ir_core.ops.elementary"),
+            *(f"ir_kernels_triton.{name}" for name in ("reductions", "reduction_config", "reduction_kernel")),
+            *(f"ir_kernels_triton.{name}" for name in ("elementary", *SHARED)),
+        ],
+    }
+
+
 PACK: Final[dict[str, Any]] = {
     "api": 1,
     "name": "triton",
@@ -117,6 +140,7 @@ PACK: Final[dict[str, Any]] = {
             _implementation("gelu_and_mul_sparse", provider, "gelu_and_mul_sparse", *GELU_KERNELS),
         )
     ]
+    + [_reduction(op) for op in REDUCTIONS]
     + [
         offer
         for op in ("linear", "bmm")

@@ -46,6 +46,17 @@ def fused_add_rms_norm(
     return True
 
 
+def reduction(x: Any) -> bool | str:
+    """``supports_args`` of softmax, log_softmax, logsumexp, sum and mean."""
+    return _dtype("x", x) or True
+
+
+def layer_norm(x: Any, weight: Any = None, bias: Any = None, epsilon: float = 1e-5) -> bool | str:
+    """``supports_args`` of layer_norm."""
+    others = (_dtype(name, t) for name, t in (("weight", weight), ("bias", bias)) if t is not None)
+    return _dtype("x", x) or next(filter(None, others), None) or True
+
+
 def gelu_and_mul_sparse(x: Any, std_multiplier: float, approximate: str = "none") -> bool | str:
     """``supports_args`` of gelu_and_mul_sparse."""
     if reason := _dtype("x", x):

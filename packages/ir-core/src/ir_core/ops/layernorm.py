@@ -25,8 +25,8 @@ from torch import Tensor
 from ir_core.errors import ArgumentError
 from ir_core.op import register_op
 from ir_core.ops.arguments import check_floating, check_row, check_variance_size, row_length, wanted
-from ir_core.ops.canonical import TREE, canonical_mean, canonical_rstd, exact_sqrt
-from ir_core.ops.reduction import mean, sum_, wide
+from ir_core.ops.canonical import TREE, canonical_rstd, exact_sqrt
+from ir_core.ops.reduction import average, mean, sum_, wide
 from ir_core.tolerances import bound, unit_roundoff
 
 _STATISTICS = (math.sqrt(65536) / 2 + 6) * 2.0**-24
@@ -176,8 +176,8 @@ def layer_norm_portable(
     x: Tensor, weight: Tensor | None = None, bias: Tensor | None = None, epsilon: float = 1e-5
 ) -> Tensor:
     w = wide(x)
-    deviation = w - canonical_mean(w)
-    variance = canonical_mean(deviation * deviation)
+    deviation = w - average(w)
+    variance = average(deviation * deviation)
     root = exact_sqrt(variance + torch.full_like(variance, epsilon))
     y = deviation * (torch.ones_like(root) / root)
     if weight is not None:

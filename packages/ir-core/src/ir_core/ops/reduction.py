@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ir_core.op import register_op
 from ir_core.ops.arguments import check_floating, row_length
-from ir_core.ops.canonical import TREE, canonical_mean, canonical_sum
+from ir_core.ops.canonical import TREE, canonical_sum
 from ir_core.ops.elementary import exp, log
 from ir_core.ops.elementary_float64 import exp as exp_float64
 from ir_core.ops.elementary_float64 import log as log_float64
@@ -46,6 +46,17 @@ def _log(x: Tensor) -> Tensor:
 def _maximum(x: Tensor) -> Tensor:
     """The largest element of each row, ``[..., 1]``, -inf of an empty one; a NaN in it is the largest."""
     return x.amax(-1, keepdim=True) if x.shape[-1] else x.new_full((*x.shape[:-1], 1), -INF)
+
+
+def total(x: Tensor) -> Tensor:
+    """The canonical sum of each row, ``[..., 1]``; +0 of zeros of either sign."""
+    return canonical_sum(x) + 0.0
+
+
+def average(x: Tensor) -> Tensor:
+    """The sum of each row over its length, correctly rounded."""
+    s = total(x)
+    return s / torch.full_like(s, x.shape[-1])
 
 
 @register_op(has_reduction=True, orders=[TREE])
@@ -111,31 +122,29 @@ def mean(x: Tensor) -> Tensor:
 def softmax_portable(x: Tensor) -> Tensor:
     w = wide(x)
     e = _exp(w - _maximum(w))
-    total = canonical_sum(e)
-    return (e * (torch.ones_like(total) / total)).to(x.dtype).contiguous()
+    s = total(e)
+    return (e * (torch.ones_like(s) / s)).to(x.dtype).contiguous()
 
 
 def log_softmax_portable(x: Tensor) -> Tensor:
     w = wide(x)
     shifted = w - _maximum(w)
-    total = canonical_sum(_exp(shifted))
-    return (shifted - _log(total)).to(x.dtype).contiguous()
+    return (shifted - _log(total(_exp(shifted)))).to(x.dtype).contiguous()
 
 
 def logsumexp_portable(x: Tensor) -> Tensor:
     w = wide(x)
     largest = _maximum(w)
-    total = canonical_sum(_exp(w - largest))
-    result = torch.where(largest.isinf(), largest, largest + _log(total))
+    result = torch.where(largest.isinf(), largest, largest + _log(total(_exp(w - largest))))
     return result.squeeze(-1).to(x.dtype).contiguous()
 
 
 def sum_portable(x: Tensor) -> Tensor:
-    return canonical_sum(wide(x)).squeeze(-1).to(x.dtype).contiguous()
+    return total(wide(x)).squeeze(-1).to(x.dtype).contiguous()
 
 
 def mean_portable(x: Tensor) -> Tensor:
-    return canonical_mean(wide(x)).squeeze(-1).to(x.dtype).contiguous()
+    return average(wide(x)).squeeze(-1).to(x.dtype).contiguous()
 
 
 @softmax.register_backward

@@ -14,19 +14,21 @@ from itertools import product
 from typing import Final
 
 from ir_kernels_triton.gelu_config import gelu_spec
-from ir_kernels_triton.kernel_spec import ITEMSIZE, KernelSpec
+from ir_kernels_triton.kernel_spec import ACCESS_BYTES, ITEMSIZE, KernelSpec
 from ir_kernels_triton.launch_config import (
     COPY_MISALIGNED_ABOVE,
     DEPENDENT_LAUNCH,
     pair_spec,
     rms_spec,
 )
+from ir_kernels_triton.reduction_config import layer_norm_spec, reduction_spec
 
 TARGETS: Final = ("sm80", "sm86", "sm89", "sm90", "sm100", "sm120")
 CORE: Final = (128, 1024, 4096, 7168, 16384)
 LENGTHS: Final = (1, 64, 256, 512, 1000, 1001, 2048, 2880, 5120, 8192, *CORE)
 LONG: Final = (32768, 65536)
 PAIRS: Final = (("bf16", "fp32"), ("fp16", "fp16"), ("fp32", "fp32"), ("fp32", "bf16"), ("bf16", None))
+REDUCTIONS: Final = ("softmax", "log_softmax", "logsumexp", "sum", "mean", "layer_norm")
 BOTH: Final = (True, False)
 
 
@@ -93,6 +95,33 @@ def _vectors(spec: KernelSpec, d: int, x: str, tensors: int) -> int:
     return int(tensors * max(tile * size // (16 * 32 * spec.num_warps), 1))
 
 
+def _reduction(op: str, n: int, x: str, inner: bool = False) -> Case:
+    """A reduction; ``layer_norm`` has a weight and a bias, in float32 where the row is."""
+    if op == "layer_norm":
+        spec = layer_norm_spec(n, x, x, x, inner=inner)
+    else:
+        spec = reduction_spec(op, n, x, inner=inner)
+    constants = dict(spec.constants)
+    read = constants["HALVES"] * constants["CHUNKS"] * constants.get("ROWS", 1) * constants["SPAN"]
+    written = 0 if op in ("logsumexp", "sum", "mean") else read
+    if "OUT_CHUNKS" in constants:
+        written = written * constants["OUT_CHUNKS"] // constants["CHUNKS"]
+    access = 16 * 32 * spec.num_warps
+    vectors = sum(max(part * ITEMSIZE[x] // access, 1) for part in (read, written) if part)
+    wide = constants["VEC"] * ITEMSIZE[x] == ACCESS_BYTES
+    return Case(f"{op} {n} {x}", "two-strides" if inner else "", spec, vectors if wide else 0, True)
+
+
+def _reductions(core: bool) -> Iterator[Case]:
+    for op in REDUCTIONS:
+        for n in (4096, 151_936) if core else (64, 1001, 4096, 16384, 151_936):
+            yield _reduction(op, n, "bf16")
+        if not core:
+            yield _reduction(op, 4096, "bf16", inner=True)
+            yield _reduction(op, 16384, "fp32")
+            yield _reduction(op, 32768, "fp32")
+
+
 def cases(*, core: bool = False) -> Iterator[Case]:
     """All cases, or the everyday ``core`` of them, as for SM 9.0 and newer."""
     lengths = CORE if core else LENGTHS
@@ -124,6 +153,7 @@ def cases(*, core: bool = False) -> Iterator[Case]:
         for inner in (False,) if core else BOTH:
             yield _gelu(d, x, tanh, True, inner)
     yield _gelu(2048, "bf16", True, False, False)
+    yield from _reductions(core)
 
 
 def sample() -> Iterator[Case]:
@@ -131,6 +161,8 @@ def sample() -> Iterator[Case]:
     for d, residual, aligned in product((128, 4096), BOTH, BOTH):
         if residual or aligned:
             yield _rms(d, "bf16", "bf16", residual, True, aligned, False)
+    for op in ("log_softmax", "layer_norm"):
+        yield _reduction(op, 4096, "bf16")
 
 
 def before_sm90(case: Case) -> Case:

@@ -28,7 +28,7 @@ class Compiled:
     shuffles: int
     barriers: int
     fused: tuple[str, ...]
-    """float32 multiply-adds."""
+    """float32 multiply-adds beyond those that the kernel asks for by name (``tl.fma``)."""
     inexact: tuple[str, ...]
     """Approximate or flushing instructions."""
     registers: int
@@ -48,18 +48,21 @@ def target(name: str) -> GPUTarget:
 def inspect(spec: KernelSpec, name: str) -> Compiled:
     """Compile ``spec`` for the target ``name`` and read the facts."""
     kernel = compat.compile_for(spec, target(name))
-    return read(kernel.asm["ttgir"], kernel.asm["ptx"], kernel.asm["cubin"], kernel.metadata)
+    asm = kernel.asm
+    return read(asm["ttgir"], asm["ptx"], asm["cubin"], kernel.metadata, asm["llir"])
 
 
-def read(ttgir: str, ptx: str, cubin: bytes, metadata: Any) -> Compiled:
-    """The facts of the stages of one compilation."""
+def read(ttgir: str, ptx: str, cubin: bytes, metadata: Any, llir: str = "") -> Compiled:
+    """The facts of the stages of one compilation; without ``llir`` every multiply-add counts as fused."""
+    calls = re.findall(r"\bcall (?:<(\d+) x )?float>? @llvm\.fma\.", llir)
+    asked = sum(int(width or 1) for width in calls)
     registers, spilled = resources(cubin)
     return Compiled(
         reductions=reductions(ttgir),
         accesses=accesses(ptx),
         shuffles=len(re.findall(r"^\s*(?:@%p\d+ )?shfl\.sync", ptx, re.M)),
         barriers=len(re.findall(r"^\s*(?:@%p\d+ )?bar(?:rier)?\.sync", ptx, re.M)),
-        fused=tuple(re.findall(r"\bfma\.[\w.]*f32\b", ptx)),
+        fused=tuple(re.findall(r"\bfma\.[\w.]*f32\b", ptx)[asked:]),
         inexact=tuple(re.findall(r"\b[a-z0-9]+\.[\w.]*(?:approx|ftz|full)[\w.]*", ptx)),
         registers=registers,
         spilled=spilled,
