@@ -57,7 +57,11 @@ def test_claims() -> None:
     assert claims["linear", "cublas"] == (True, False, True)
     for op in ("layer_norm", "softmax", "log_softmax", "logsumexp", "sum", "mean"):
         assert claims[op, "triton_batch_invariant"] == (True, False, True)
-    assert len(claims) == 19
+    for provider in ("triton_x8", "triton_x8_fp32"):
+        assert claims["linear", provider] == (True, False, True)
+    for provider in ("triton_batch_invariant", "triton_fp32"):
+        assert claims["linear_partial", provider] == (True, False, True)
+    assert len(claims) == 23
 
 
 def test_products_are_offered_where_their_order_was_seen() -> None:
@@ -69,6 +73,8 @@ def test_products_are_offered_where_their_order_was_seen() -> None:
         ("linear", "triton_batch_invariant"): "chain16",
         ("linear", "triton_fp32"): "fma_chain",
         ("linear", "cublas"): "chain16",
+        ("linear", "triton_x8"): "chain16x8",
+        ("linear", "triton_x8_fp32"): "chain16x8",
         ("bmm", "triton_batch_invariant"): "chain16",
         ("bmm", "triton_fp32"): "fma_chain",
     }

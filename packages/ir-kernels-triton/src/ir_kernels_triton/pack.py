@@ -128,6 +128,38 @@ def _reduction(op: str) -> dict[str, Any]:
     }
 
 
+SPLIT: Final = (
+    *(
+        "linear_split",
+        "linear_split_config",
+        "linear_split_kernel",
+        "linear_tile_kernel",
+        "linear",
+        "chain16_dot",
+    ),
+    *("tree", "kernel_spec", "arguments", "launcher", "compat"),
+)
+"""Modules behind linear and linear_partial in the order ``chain16x8``."""
+
+
+def _split(op: str, provider: str, function: str, wide: bool) -> dict[str, Any]:
+    return {
+        "op": op,
+        "provider": provider,
+        "impl": f"ir_kernels_triton.linear_split:{function}",
+        "batch_invariant": True,
+        "inplace": False,
+        "opaque": True,
+        "order": "chain16x8",
+        "requires": REQUIRES if wide else f"{SM90} | {INTERPRETED}",
+        "supports_args": f"ir_kernels_triton.predicates:{op}{'_fp32' if wide else ''}",
+        "sources": [
+            *("ir_core.ops.chunks", "ir_core.ops.matmul", "ir_core.ops.matmul_x8"),
+            *(f"ir_kernels_triton.{name}" for name in SPLIT),
+        ],
+    }
+
+
 PACK: Final[dict[str, Any]] = {
     "api": 1,
     "name": "triton",
@@ -160,5 +192,11 @@ PACK: Final[dict[str, Any]] = {
     + [
         _attention("triton_batch_invariant", "attention", "tiles64", f"{SM90} | {INTERPRETED}"),
         _attention("triton_fp32", "attention_fp32", "tiles64_fma", REQUIRES),
+    ]
+    + [
+        _split("linear", "triton_x8", "linear_x8", False),
+        _split("linear", "triton_x8_fp32", "linear_x8", True),
+        _split("linear_partial", "triton_batch_invariant", "linear_partial_x8", False),
+        _split("linear_partial", "triton_fp32", "linear_partial_x8", True),
     ],
 }

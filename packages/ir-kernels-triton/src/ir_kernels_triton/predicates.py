@@ -97,6 +97,16 @@ def bmm_fp32(x: Any, weight: Any) -> bool | str:
     return _fma_chain(x)
 
 
+def linear_partial(x: Any, weight: Any, chunks: int = 8) -> bool | str:
+    """``supports_args`` of linear_partial where a chunk is in the order ``chain16``."""
+    return _chain16(x)
+
+
+def linear_partial_fp32(x: Any, weight: Any, chunks: int = 8) -> bool | str:
+    """``supports_args`` of linear_partial where a chunk is in the order ``fma_chain``."""
+    return _fma_chain(x)
+
+
 WIDEST_HEAD: int = 256
 """Elements of a head that a program of attention holds."""
 
