@@ -128,12 +128,14 @@ def _compile(specs: list[KernelSpec]) -> None:
 
 def warm(shapes: list[tuple[int, int, int]], biases: tuple[bool, ...] = (False,)) -> int:
     """Compile what calls of these shapes launch, side by side, into Triton's cache; how many kernels that are."""
-    specs = {
-        linear_config.stream_spec(linear_config.stream(m, n, k), k, "bf16", bias=bias)
-        for m, n, k in shapes
-        for bias in biases
-        if m <= linear_config.STREAM_ROWS and k % 8 == 0
-    }
+    specs = set()
+    for m, n, k in shapes:
+        choice = linear_config.choose(m, n, k) if k % 8 == 0 else None
+        for bias in biases if choice is not None else ():
+            if isinstance(choice, linear_config.Stream):
+                specs.add(linear_config.stream_spec(choice, k, "bf16", bias=bias))
+            else:
+                specs.add(linear_config.bulk_spec(choice, "bf16", bias=bias))
     every = sorted(specs, key=repr)
     jobs = min(max((os.cpu_count() or 2) - 2, 1), 14)
     with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:

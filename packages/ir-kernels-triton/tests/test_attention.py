@@ -168,6 +168,20 @@ def test_every_choice_fits_the_processor():
                         assert choice.BM in (16, 64, 128) and not (choice.parts and keys <= 512)
 
 
+def test_the_quickest_measured_launch_is_chosen():
+    """Of the tuning run on an H100: 32 or 16 heads of 128 in 8 groups, bf16."""
+    shape = Shape("bf16", 128, 128, 4, True, False, None, True)
+    for rows, keys, matrices, want in (
+        (2048 * 4, 2048, 8, Choice(64, 4, 2, False)),
+        (512 * 4, 4096, 8, Choice(64, 4, 2, False)),
+        (4, 512, 64, Choice(16, 4, 3, False)),
+        (4, 512, 512, Choice(16, 4, 2, False)),
+        (4, 8192, 64, Choice(16, 4, 2, True)),
+        (4, 8192, 512, Choice(16, 4, 2, False)),
+    ):
+        assert attention_config.choose(shape, rows, keys, matrices) == want
+
+
 # -- compiled -----------------------------------------------------------------------------------------------------
 
 

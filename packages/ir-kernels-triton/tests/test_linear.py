@@ -151,9 +151,40 @@ def test_every_choice_fits_the_processor():
                     assert k == choice.STAGES * choice.BK
                 else:
                     assert choice.STAGES >= 3
+                chosen = linear_config.choose(rows, n, k)
+                assert isinstance(chosen, linear_config.Stream) or n % 8 == 0
                 bulk = linear_config.bulk(rows, n)
                 assert bulk.programs(rows, n) <= bulk.each * linear_config.PROCESSORS
                 assert bulk.shared * bulk.each <= linear_config.SHARED_BYTES
+    assert linear_config.choose(65, 100, 64) is None  # no row of 200 bytes has a descriptor
+    for rows, n, k in linear_config.MEASURED:
+        for few in (rows - 63, rows):
+            chosen = linear_config.choose(few, n, k)
+            assert chosen is linear_config.MEASURED[rows, n, k]
+            assert chosen.shared <= linear_config.SHARED_BYTES
+
+
+@pytest.mark.gpu
+def test_measured_choices_on_a_gpu():
+    """What is chosen for a shape by name, with as many rows as it goes for and fewer, against plain tiles."""
+    if not torch.cuda.is_available():
+        pytest.skip("needs a GPU")
+    from ir_kernels_triton.linear import tile_run
+
+    shapes = {
+        *linear_config.MEASURED,
+        (64, 4096, 1024),
+        (64, 1024, 2048),
+        (512, 6144, 1024),
+        (64, 24576, 512),
+    }
+    for rows, n, k in sorted(shapes):
+        for few in (rows - 31, rows):
+            x, weight, bias = operands("cuda", BF16, few, n, k)
+            want = torch.empty(few, n, dtype=BF16, device="cuda")
+            tile_run(x, weight, True, True)(x, weight, bias, want)
+            got = run(x, weight, bias)
+            assert torch.equal(got.view(torch.int16), want.view(torch.int16)), (few, n, k)
 
 
 @pytest.mark.gpu

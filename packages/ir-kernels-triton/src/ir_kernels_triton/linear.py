@@ -93,10 +93,11 @@ def _prepare(key: tuple[object, ...], x: Tensor, weight: Tensor, bias: Tensor | 
         even = aligned(x) and aligned(weight)
         generation = torch.cuda.get_device_capability(x.device) if x.is_cuda else (0, 0)
         wide = even and generation[0] == 9 and x.element_size() == 2 and not _interpreted()
-        if wide and rows <= linear_config.STREAM_ROWS:
-            run = stream_run(linear_config.stream(rows, n, k), x, weight, bias is not None)
-        elif wide and n % 8 == 0:
-            run = bulk_run(linear_config.bulk(rows, n), x, weight, bias is not None)
+        choice = linear_config.choose(rows, n, k) if wide else None
+        if isinstance(choice, linear_config.Stream):
+            run = stream_run(choice, x, weight, bias is not None)
+        elif choice is not None:
+            run = bulk_run(choice, x, weight, bias is not None)
         else:
             run = tile_run(x, weight, bias is not None, even)
     _RUNS[key] = run

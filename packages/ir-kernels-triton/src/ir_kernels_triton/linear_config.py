@@ -2,8 +2,8 @@
 """How linear is launched: which kernel and which tile, by rows, N and K.
 
 Rows may decide here, as they may not for the norms: all these kernels have one order (``chain16``), so no choice below
-can change a bit. Microseconds were measured on an H200 (bf16, CUDA graph, weights rotating through more than the L2
-cache): ``benchmarks/NOTES-linear.md``.
+can change a bit. Microseconds were measured in bf16, by CUDA graphs, with weights rotating through more than the L2
+cache: up to 32 rows on an H200, from 33 rows on on an H100 (``benchmarks/NOTES-linear.md``).
 """
 
 from __future__ import annotations
@@ -18,7 +18,14 @@ PROCESSORS: Final = 132
 SHARED_BYTES: Final = 226 << 10
 """Shared memory of a program at most (227 KiB, and some for the compiler)."""
 STREAM_ROWS: Final = 64
-"""Up to this many rows the weights stream once. With 128 rows of 4096x1024 by tiles takes 5.3 us, by stream 5.4."""
+"""Up to this many rows the weights may stream once, whatever N and K are."""
+TILE_ROWS: Final = 33
+"""From so many rows on tiles are quicker, where they are enough to fill the processors (N above ``STREAM_N``): 64 rows of
+4096x1024 take 5.24 us by tiles, by stream 6.11; of 6144x4096 21.0 and 21.1; of 24576x4096 73.1 and 74.2."""
+STREAM_N: Final = 2048
+"""64 rows of 1024x2048 take 4.48 us by stream, by tiles 5.19; of 1024x3072 5.92 and 6.70."""
+TILES_N: Final = 32768
+"""Above this N (lm_head) up to 64 rows stream, as they always did: tiles were not measured there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +98,8 @@ def stream(rows: int, n: int, k: int) -> Stream:
     if n <= 2048:
         bt = min(bt, 32)  # more programs: 64 rows of 1024x3072 take 7.5 us, in one tile of rows 7.8
         order = [(16, 256, k // 256, True)] if k % 256 == 0 and 1 <= k // 256 <= 12 else []
+        if rows >= TILE_ROWS:
+            order = []  # 64 rows of 1024x2048 take 4.48 us by stages, with all of K in flight 4.90
         order += [(32, 256, 6, False), (16, 256, 5, False), (32, 128, 8, False)]
     elif n <= 4096 or (n <= 16384 and k <= 1024):
         order = [(32, 256, k // 256, True)] if k % 256 == 0 and 1 <= k // 256 <= 4 else []
@@ -112,15 +121,51 @@ def stream(rows: int, n: int, k: int) -> Stream:
 
 
 BULK: Final = (
-    (Bulk(128, 256, 64, 3, 8, True, True), 1.0),
-    (Bulk(128, 128, 64, 5, 4, True, True), 0.97),
-    (Bulk(64, 128, 128, 4, 4, True, False), 0.85),
-    (Bulk(64, 64, 128, 5, 4, True, False), 0.80),
+    (Bulk(128, 256, 64, 3, 8, True, True, 16), 1.0),
+    (Bulk(128, 128, 64, 5, 4, True, True), 0.816),
+    (Bulk(128, 128, 64, 4, 4, False, True, 8, 64, True), 0.757),
+    (Bulk(64, 128, 128, 4, 4, True, False), 0.568),
+    (Bulk(64, 64, 128, 5, 4, True, False), 0.520),
+    (Bulk(64, 32, 256, 4, 4, True, False), 0.376),
 )
-"""Tiles of ``linear_bulk``, each with its rate while all processors work, as a share of the first's; fitted to 45
-shapes of 64 to 4096 rows, where the tile that this chooses takes 1.7% (geometric mean) longer than the best of 19."""
-BULK_START: Final = 1035
+"""Tiles of ``linear_bulk``, each with its rate while all processors work, as a share of the first's.
+
+Fitted to 54 shapes of 64 to 4096 rows on an H100, where the tile that this chooses takes 0.4% (geometric mean) longer than
+the best of up to 15. Two were added for what they gained there: 128 tiles of 128 by 192 are one turn for 512 rows of
+6144x4096 (37.8 us; 128 by 128 50.9) and of 6144x1024 (11.6; 13.5); 64 by 32 fills the processors where N is small (256
+rows of 1024x2048 5.53 us; 64 by 64 6.22). With 16 tiles of rows a group, not 8, 2048 rows of 24576x4096 take 599 us, not
+603, and 4096 rows 1188, not 1193."""
+BULK_START: Final = 1821
 """What a tile costs besides its outputs, in outputs of the first tile; fitted with them."""
+
+MEASURED: Final[dict[tuple[int, int, int], Stream | Bulk]] = {
+    # 1024x2048: 5.28 us; by tiles of 64 by 32 5.35
+    (128, 1024, 2048): Stream(32, 32, 256, 6, False, True, 1),
+    # 4096x12288: 43.4 us; by tiles of 64 by 64 44.6
+    (128, 4096, 12288): Stream(64, 64, 128, 6, False, False, 1),
+    # 24576x4096: 77.1 us; by tiles of 128 by 192 79.3
+    (128, 24576, 4096): Bulk(64, 128, 128, 4, 4, True, False),
+    # 6144x4096: 27.2 us; by tiles of 128 by 128 28.5
+    (256, 6144, 4096): Bulk(128, 64, 64, 6, 4, False, False, 8, 32),
+    # 4096x12288: 53.2 us; by tiles of 64 by 128 54.3 and 56.1
+    (256, 4096, 12288): Bulk(128, 64, 64, 8, 4, True, False),
+    # 4096x4096: 25.9 us; by flattened tiles of 128 by 128, in 5 stages, 26.2
+    (512, 4096, 4096): Bulk(128, 128, 64, 6, 4, False, True),
+}
+"""Launches that were over 1% quicker than what the rules choose, by rows (a multiple of 64, which the number of rows is
+rounded up to: as many tiles), N and K."""
+
+
+def choose(rows: int, n: int, k: int) -> Stream | Bulk | None:
+    """The launch for aligned rows; None for many rows of outputs that no tensor descriptor takes (N no multiple of 8)."""
+    if n % 8:
+        return stream(rows, n, k) if rows <= STREAM_ROWS else None
+    found = MEASURED.get((-(-rows // 64) * 64, n, k))
+    if found is not None:
+        return found
+    if rows > STREAM_ROWS or (rows >= TILE_ROWS and STREAM_N < n <= TILES_N):
+        return bulk(rows, n)
+    return stream(rows, n, k)
 
 
 def bulk(rows: int, n: int) -> Bulk:
