@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The tiles that linear chooses compile for SM 9.0 to one chain of products a result, without spills or waits between."""
+"""The launches that linear chooses compile for SM 9.0 to products of depth 16, without spills, not serialised."""
 
 from __future__ import annotations
 

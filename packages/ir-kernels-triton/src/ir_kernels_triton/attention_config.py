@@ -68,11 +68,11 @@ def shared(shape: Shape, choice: Choice) -> int:
 def choose(shape: Shape, rows: int, keys: int, matrices: int) -> Choice:
     """The launch for ``matrices`` groups of heads, each with so many rows and keys.
 
-    Measured with heads of 128 in bf16 on an H100 (``benchmarks/attention.py --tune``). Prefill of 2048 tokens with 32 heads:
-    64 rows in 2 stages 133 us, in 3 stages 138; 128 rows in 3 stages 140. 512 queries against 4096 keys: in one pass 107 us,
-    in parts 161, with 256 programs. Decode of 64 sequences, 512 programs: 512 keys in 2 stages 51 us, in 3 stages 56; 8192 keys
-    in one pass 701 us, in parts and 3 stages 726. Of 8, 64 programs: 512 keys in 3 stages 12.7 us, in 4 stages 13.4; 8192 keys
-    in parts, in 2 stages 99 us, in 3 stages 102.
+    Measured with heads of 128 in bf16 on an H100 (``benchmarks/attention.py --tune``). Prefill of 2048 tokens with
+    32 heads: 64 rows in 2 stages 133 us, in 3 stages 138; 128 rows in 3 stages 140. 512 queries against 4096 keys:
+    in one pass 107 us, in parts 161, with 256 programs. Decode of 64 sequences, 512 programs: 512 keys in 2 stages
+    51 us, in 3 stages 56; 8192 keys in one pass 701 us, in parts and 3 stages 726. Of 8, 64 programs: 512 keys in 3
+    stages 12.7 us, in 4 stages 13.4; 8192 keys in parts, in 2 stages 99 us, in 3 stages 102.
     """
     parts = -(-keys // PART_KEYS)
     if shape.interpret:

@@ -20,8 +20,8 @@ SHARED_BYTES: Final = 226 << 10
 STREAM_ROWS: Final = 64
 """Up to this many rows the weights may stream once, whatever N and K are."""
 TILE_ROWS: Final = 33
-"""From so many rows on tiles are quicker, where they are enough to fill the processors (N above ``STREAM_N``): 64 rows of
-4096x1024 take 5.24 us by tiles, by stream 6.11; of 6144x4096 21.0 and 21.1; of 24576x4096 73.1 and 74.2."""
+"""From so many rows on tiles are quicker, where they are enough to fill the processors (N above ``STREAM_N``): 64
+rows of 4096x1024 take 5.24 us by tiles, by stream 6.11; of 6144x4096 21.0 and 21.1; of 24576x4096 73.1 and 74.2."""
 STREAM_N: Final = 2048
 """64 rows of 1024x2048 take 4.48 us by stream, by tiles 5.19; of 1024x3072 5.92 and 6.70."""
 TILES_N: Final = 32768
@@ -130,11 +130,11 @@ BULK: Final = (
 )
 """Tiles of ``linear_bulk``, each with its rate while all processors work, as a share of the first's.
 
-Fitted to 54 shapes of 64 to 4096 rows on an H100, where the tile that this chooses takes 0.4% (geometric mean) longer than
-the best of up to 15. Two were added for what they gained there: 128 tiles of 128 by 192 are one turn for 512 rows of
-6144x4096 (37.8 us; 128 by 128 50.9) and of 6144x1024 (11.6; 13.5); 64 by 32 fills the processors where N is small (256
-rows of 1024x2048 5.53 us; 64 by 64 6.22). With 16 tiles of rows a group, not 8, 2048 rows of 24576x4096 take 599 us, not
-603, and 4096 rows 1188, not 1193."""
+Fitted to 54 shapes of 64 to 4096 rows on an H100, where the tile that this chooses takes 0.4% (geometric mean) longer
+than the best of up to 15. Two were added for what they gained there: 128 tiles of 128 by 192 are one turn for 512
+rows of 6144x4096 (37.8 us; 64 by 128 50.9) and of 6144x1024 (11.6; without it 13.5); 64 by 32 fills the processors
+where N is small (256 rows of 1024x2048 5.53 us; 64 by 64 6.22). With 16 tiles of rows a group, not 8, 2048 rows of
+24576x4096 take 599 us, not 603, and 4096 rows 1188, not 1193."""
 BULK_START: Final = 1821
 """What a tile costs besides its outputs, in outputs of the first tile; fitted with them."""
 
@@ -157,7 +157,7 @@ rounded up to: as many tiles), N and K."""
 
 
 def choose(rows: int, n: int, k: int) -> Stream | Bulk | None:
-    """The launch for aligned rows; None for many rows of outputs that no tensor descriptor takes (N no multiple of 8)."""
+    """The launch for aligned rows; None for many of them where N is no multiple of 8: no tensor descriptor takes it."""
     if n % 8:
         return stream(rows, n, k) if rows <= STREAM_ROWS else None
     found = MEASURED.get((-(-rows // 64) * 64, n, k))
