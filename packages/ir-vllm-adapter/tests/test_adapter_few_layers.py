@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from ir_vllm_adapter import __main__ as command
-from ir_vllm_adapter import few_layers
 from ir_vllm_adapter.errors import ModelError
+from ir_vllm_adapter.probing import few_layers
 
 
 @pytest.mark.parametrize(

@@ -100,3 +100,35 @@ def test_status_of_a_model_names_every_kind_of_kernel(qwen3: Commands) -> None:
     assert runs["linear", "default_unquantized_gemm"]["count"] == 9  # 4 of each of 2 layers, and lm_head
     assert len({part["uuid"] for part in found}) == len(found)
     assert {part["verdict"] for part in found if part["kind"] != "embedding"} == {"not checked"}
+
+
+@pytest.fixture(scope="module")
+def planted(qwen3: Commands) -> dict[str, Any]:
+    """A verification of a backend that changes at 10 tokens, in its second layer."""
+    words = ("--tokens", "12", "--budget", "600", "--own-budget", "0")
+    return qwen3.json("verify", *words, code=1, IR_TESTBED_ATTENTION="10@1")
+
+
+def test_verify_finds_a_backend_that_changes_at_ten_tokens(planted: dict[str, Any]) -> None:
+    verdicts = {(part["kind"], part["op"] or part["runs"]): part["verdict"] for part in planted["parts"]}
+    assert verdicts.pop(("attention", "TRITON_ATTN")) == "refuted"
+    assert verdicts.pop(("norm", "rms_norm")) == verdicts.pop(("norm", "fused_add_rms_norm")) == "not checked"
+    assert verdicts.pop(("embedding", "F.embedding")) == "by construction"
+    # Each part is judged by itself: what the backend changes is nothing that the others answer for.
+    assert set(verdicts.values()) == {"certified"}
+    (text,) = planted["findings"]["vllm.attention: TRITON_ATTN"]
+    assert "Model.layers.1.self_attn.attn" in text
+    assert "Changes when a chunk grows from 9 to 10 tokens." in text
+    assert planted["left_out"] == 0
+
+
+def test_certificates_are_found_again_for_exactly_this_code(planted: dict[str, Any], qwen3: Commands) -> None:
+    """The next start reads them; the backend without the plant is other code, and was not checked."""
+    found = {part["runs"]: part for part in qwen3.json("status", IR_TESTBED_ATTENTION="10@1")["parts"]}
+    assert found["TRITON_ATTN"]["verdict"] == "refuted"
+    assert found["TRITON_ATTN"]["home"].startswith("ir-vllm-testbed")
+    assert found["default_unquantized_gemm"]["verdict"] == "certified"
+    assert "changes when a chunk grows from 9 to 10 tokens" in found["TRITON_ATTN"]["detail"]
+    clean = {part["runs"]: part for part in qwen3.json("status")["parts"]}
+    assert clean["TRITON_ATTN"]["verdict"] == "not checked"
+    assert clean["default_unquantized_gemm"]["verdict"] == "certified"

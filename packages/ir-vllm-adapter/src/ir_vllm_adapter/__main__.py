@@ -13,6 +13,8 @@ from typing import Any
 from ir_vllm_adapter import compat, hooks, layer_seam, log, plugin, status
 from ir_vllm_adapter.errors import AdapterError
 
+FINDING = 1
+"""The exit status of a command that found what it looks for."""
 WRONG = 2
 """The exit status of a command that could not do its work: bad arguments, no such model, no vLLM."""
 
@@ -21,7 +23,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run a command.
 
     Returns:
-        0: done. 2: it could not be done; the reason is on stderr.
+        0: done, and nothing found. 1: something is refuted, or differs. 2: it could not be done, which stderr explains.
     """
     options = _parser().parse_args(argv)
     try:
@@ -47,6 +49,32 @@ def _parser() -> argparse.ArgumentParser:
     )
     _engine_options(one)
     one.set_defaults(run=_status)
+    two = commands.add_parser(
+        "verify", help="try to refute vLLM's own kernels for a model, and keep certificates"
+    )
+    two.add_argument("model", type=Path, help="the model's folder; config.json is enough")
+    two.add_argument(
+        "--budget", type=float, default=300.0, metavar="SECONDS", help="for the cases of one engine"
+    )
+    two.add_argument(
+        "--tokens", type=int, default=0, metavar="N", help="length of the sequences that are generated"
+    )
+    two.add_argument(
+        "--own-budget",
+        type=float,
+        default=60.0,
+        metavar="SECONDS",
+        help="for each implementation of ir-core; 0: none",
+    )
+    two.add_argument("--no-save", action="store_true", help="write no certificates")
+    two.add_argument(
+        "--require",
+        choices=["certified"],
+        help="exit with 1 when anything is not certified or exempt by construction",
+    )
+    two.add_argument("--passes", action="store_true", help="only whole passes of the configuration as it is")
+    _engine_options(two)
+    two.set_defaults(run=_verify)
     return parser
 
 
@@ -77,11 +105,31 @@ def _status(options: argparse.Namespace) -> tuple[str, int]:
     if options.model is None:
         data = _facts()
     else:
-        from ir_vllm_adapter import probe_engine
+        from ir_vllm_adapter.probing import engine
 
-        with probe_engine.start(probe_engine.Wanted(options.model, dict(options.engine))):
+        with engine.start(engine.Wanted(options.model, dict(options.engine))):
             data = status.collect()
     return (json.dumps(data, indent=2, default=str) if options.json else status.render(data)), 0
+
+
+def _verify(options: argparse.Namespace) -> tuple[str, int]:
+    from ir_vllm_adapter.probing import engine, verify
+
+    wanted = verify.Wanted(
+        engine.Wanted(options.model, dict(options.engine)),
+        budget=options.budget,
+        tokens=options.tokens,
+        own_budget=options.own_budget,
+        save=not options.no_save,
+        passes=options.passes,
+    )
+    report = verify.verify(wanted, _say)
+    text = json.dumps(report.to_dict(), indent=2, default=str) if options.json else verify.render(report)
+    return text, FINDING if report.refuted or (options.require and report.unanswered) else 0
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(f"  {text}\n")
 
 
 def _facts() -> dict[str, Any]:

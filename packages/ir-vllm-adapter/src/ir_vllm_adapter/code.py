@@ -33,6 +33,7 @@ PLACES: Final[dict[str, tuple[str, ...]]] = {
     "embedding": ("model_executor/layers/vocab_parallel_embedding.py",),
     "sampler": ("v1/sample", "v1/worker/gpu/sample", *_DETERMINISM),
     "all-reduce": ("distributed/device_communicators", "distributed/parallel_state.py", *_DETERMINISM),
+    "glue": ("model_executor/models",),
     "graph": ("compilation", "model_executor/models", "model_executor/layers", *_DETERMINISM),
 }
 """By kind, files and folders below vLLM's package. What a release does not have is passed over."""

@@ -17,8 +17,11 @@ def look_up(part: Part, target: Any) -> Part:
     if reason := by_construction(part, target):
         return replace(part, verdict="by construction", detail=reason)
     found = certificate(part, target)
-    if found is None:
-        return part
+    return part if found is None else with_certificate(part, found)
+
+
+def with_certificate(part: Part, found: Any) -> Part:
+    """The part with what a certificate says of it."""
     if found.verdict == "inconclusive":
         return replace(part, date=found.created, detail=f"inconclusive: {found.summary()}")
     return replace(part, verdict=found.verdict, date=found.created, detail=found.summary())

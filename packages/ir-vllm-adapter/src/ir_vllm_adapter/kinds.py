@@ -44,9 +44,15 @@ class Found:
     shape: dict[str, Any] = field(default_factory=dict)
 
 
+INSIDE: Final = frozenset({"RoutedExperts"})
+"""Classes that hold weights and are called by the module around them, not as modules."""
+
+
 def of(module: Any) -> Found | None:
     """What a module runs; ``None`` for a container, which has no kernel of its own."""
     names = {kind.__name__ for kind in type(module).__mro__}
+    if names & INSIDE:
+        return None
     for kind, ask in _KINDS.items():
         if (found := ask(module, names)) is not None:
             return _claimed(kind, module, found)
@@ -94,6 +100,14 @@ def linear(module: Any) -> Found | None:
         }
     label = type(method).__name__ if run is None else run.__name__
     return Found("linear", label, objects=(type(method), *((run,) if run else ())), shape=shape)
+
+
+def head(model: Any) -> Found | None:
+    """What multiplies for a model's lm_head, which vLLM calls through its ``LogitsProcessor``."""
+    for name, module in model.named_modules(remove_duplicate=False):
+        if name.rpartition(".")[2] == "lm_head":
+            return linear(module)
+    return None
 
 
 def linear_function(method: Any) -> Callable[..., Any] | None:

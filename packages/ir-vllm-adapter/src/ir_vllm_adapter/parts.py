@@ -17,17 +17,8 @@ from ir_vllm_adapter import code, compat, kinds
 
 Verdict: TypeAlias = Literal["certified", "refuted", "not checked", "by construction"]
 GRAPH: Final = "Inductor"
-FLOWS: Final = (
-    "attention",
-    "linear",
-    "moe",
-    "norm",
-    "activation",
-    "rotary",
-    "embedding",
-    "sampler",
-    "all-reduce",
-)
+FLOWS: Final = ("attention", "linear", "moe", "norm", "activation", "rotary", "embedding", "glue", "graph", "sampler",
+                "all-reduce")  # fmt: skip
 """The order of the table: what costs most comes first."""
 
 
@@ -112,9 +103,10 @@ def census(model: Any, runner: Any, vllm_config: Any) -> list[Part]:
     if compiled and ("graph", GRAPH) not in groups:  # residual additions and views are always left to it
         groups["graph", GRAPH] = _Group(kinds.Found("graph", GRAPH))
     made = [part for group in groups.values() for part in _parts(group, setting)]
-    made += [
-        _with_uuid(part, objects) for part, objects in (*_sampler(runner, setting), *_all_reduce(setting))
-    ]
+    rest = [*_sampler(runner, setting), *_all_reduce(setting)]
+    if not compiled:
+        rest.append(_glue(model, setting))
+    made += [_with_uuid(part, objects) for part, objects in rest]
     place = {kind: index for index, kind in enumerate(FLOWS)}
     return sorted(made, key=lambda part: (place.get(part.kind, len(FLOWS)), part.runs))
 
@@ -129,8 +121,13 @@ def _found(model: Any) -> Iterator[kinds.Found]:
     heads = {
         id(head) for name, head in model.named_modules(remove_duplicate=False) if name.endswith("lm_head")
     }
-    for module in model.modules():
+    outer: dict[str, str] = {}
+    for name, module in model.named_modules():
         found = kinds.of(module)
+        if found is not None:
+            outer[name] = found.kind
+            if outer.get(name.rpartition(".")[0]) == found.kind:
+                continue  # a piece of the module around it, which calls it or its function
         if found is not None:
             yield found
         tied = id(module) in heads and (found is None or found.kind == "embedding")
@@ -147,7 +144,6 @@ def _setting(vllm_config: Any) -> dict[str, Any]:
         "dtype": str(model.dtype),
         "quantization": str(model.quantization),
         "block_size": cache.block_size,
-        "compiled": is_compiled(vllm_config),
         "tensor_parallel": vllm_config.parallel_config.tensor_parallel_size,
     }
 
@@ -217,6 +213,17 @@ def _sampler(runner: Any, setting: dict[str, Any]) -> Iterator[tuple[Part, tuple
         "mode": str(getattr(sampler, "logprobs_mode", "")),
     }
     yield Part("sampler", runs, "vLLM", home, 1, configuration=configuration), (type(sampler),)
+
+
+def _glue(model: Any, setting: dict[str, Any]) -> tuple[Part, tuple[Any, ...]]:
+    """What a model that is not compiled computes between its modules, as torch operations."""
+    import torch
+
+    runs = f"torch operations of {type(model).__name__}"
+    configuration = {**setting, "hidden_size": getattr(getattr(model, "config", None), "hidden_size", None)}
+    return Part("glue", runs, "vLLM", f"torch {torch.__version__}", 1, configuration=configuration), (
+        type(model),
+    )
 
 
 def setting_is_cuda() -> bool:

@@ -144,7 +144,7 @@ def render(data: dict[str, Any]) -> str:
         count = "not loaded" if layer["count"] is None else str(layer["count"])
         rows.append((layer["layer"], count, layer["seam"], ""))
     lines += _columns(rows)
-    lines += _parts(data.get("parts", []))
+    lines += part_lines(data.get("parts", []))
     if data["fusions_off"]:
         lines.append(f"fusions kept off, they replace norms: {', '.join(data['fusions_off'])}")
     lines += [f"not batch-invariant: {text}" for text in data["not_batch_invariant"]]
@@ -155,7 +155,8 @@ def render(data: dict[str, Any]) -> str:
     return "\n".join(line.rstrip() for line in lines)
 
 
-def _parts(parts: Sequence[dict[str, Any]]) -> list[str]:
+def part_lines(parts: Sequence[dict[str, Any]]) -> list[str]:
+    """The parts as a table."""
     if not parts:
         return []
     rows = [("part", "runs", "modules", "order", "evidence on this device")]

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -34,6 +35,8 @@ class TestbedPlatform(CpuPlatform):
 
     @classmethod
     def get_attn_backend_cls(cls, *_args: Any, **_kwargs: Any) -> str:
+        if "IR_TESTBED_ATTENTION" in os.environ:
+            return "ir_vllm_testbed.planted_attention.PlantedBackend"
         return AttentionBackendEnum.TRITON_ATTN.get_path()
 
     @classmethod

@@ -14,8 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from ir_vllm_adapter import compat, few_layers, log, plugin, state
-from ir_vllm_adapter.errors import AdapterError, ModelError
+from ir_vllm_adapter import compat, log, plugin, state
+from ir_vllm_adapter.errors import AdapterError
+from ir_vllm_adapter.probing import few_layers
 
 PARALLEL: Final = ("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size")
 WEIGHTS: Final = ("*.safetensors", "*.bin", "*.pt", "*.gguf")
@@ -53,8 +54,7 @@ def start(wanted: Wanted) -> Iterator[Any]:
         ModelError: the folder is none, or has no usable ``config.json``.
         AdapterError: there is no vLLM that the adapter knows, or several processes are asked for.
     """
-    config = few_layers.read(wanted.folder)
-    _check(wanted.options)
+    config = check(wanted)
     # vLLM reads it when its modules are imported: the worker has to be in this process.
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     state.STATE.collecting = True
@@ -82,6 +82,17 @@ def start(wanted: Wanted) -> Iterator[Any]:
     finally:
         state.STATE.collecting = False
         del llm
+
+
+def check(wanted: Wanted) -> dict[str, Any]:
+    """Whether the engine can be asked for here; the model's configuration.
+
+    Raises:
+        ModelError, AdapterError: as :func:`start`.
+    """
+    config = few_layers.read(wanted.folder)
+    _check(wanted.options)
+    return config
 
 
 def _check(options: dict[str, Any]) -> None:
@@ -128,6 +139,3 @@ def model_name(folder: Path) -> str:
     """How a report names the model: its architecture, not a path of this machine."""
     names = few_layers.read(folder).get("architectures") or [folder.name]
     return str(names[0])
-
-
-__all__ = ["ModelError", "Wanted", "make_weights", "model_name", "start"]
