@@ -65,7 +65,7 @@ class Commands:
             cwd=self.folder,
             capture_output=True,
             text=True,
-            timeout=900,
+            timeout=1800,
             check=False,
         )
 
@@ -91,8 +91,8 @@ def test_status_of_a_model_names_every_kind_of_kernel(qwen3: Commands) -> None:
         ("norm", "fused_add_rms_norm"),
         ("activation", "SiluAndMul.forward_native"),
         ("rotary", "RotaryEmbedding.forward_native"),
-        ("rotary", "ApplyRotaryEmb.forward_native"),
         ("embedding", "F.embedding"),
+        ("glue", "torch operations of Qwen3ForCausalLM"),
         ("sampler", "compute_token_logprobs"),
     }
     assert runs["norm", "rms_norm"]["runs"] == "triton_batch_invariant"
@@ -132,3 +132,56 @@ def test_certificates_are_found_again_for_exactly_this_code(planted: dict[str, A
     clean = {part["runs"]: part for part in qwen3.json("status")["parts"]}
     assert clean["TRITON_ATTN"]["verdict"] == "not checked"
     assert clean["default_unquantized_gemm"]["verdict"] == "certified"
+
+
+PROMPTS = [[3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14], [9, 8, 7], [40, 41, 42, 43, 44]]
+
+
+@pytest.fixture(scope="module")
+def prompts(qwen3: Commands) -> tuple[str, ...]:
+    path = qwen3.folder / "prompts.json"
+    path.write_text(json.dumps(PROMPTS), encoding="utf-8")
+    return "--prompts", str(path), "--new", "2", "-e", "max_num_batched_tokens=64"
+
+
+def test_audit_names_a_planted_kernel_in_its_layer(qwen3: Commands, prompts: tuple[str, ...]) -> None:
+    found = qwen3.json("audit", *prompts, code=1, IR_TESTBED_ATTENTION="10@1")
+    (finding,) = found["findings"]
+    assert (finding["layer"], finding["module"]) == (1, "model.layers.1.self_attn.attn")
+    assert (finding["kind"], finding["runs"]) == ("attention", "TRITON_ATTN")
+    assert "vllm.unified_attention_with_output" in finding["operation"]
+    assert "kernel_unified_attention" in finding["operation"]
+    assert finding["case"] == "among neighbours"
+    # What the engine answers is another matter: the short prompts change, beside one of twelve tokens.
+    assert [bool(cases) for cases in found["outputs"]] == [False, True, True]
+    assert found["prompts"] == [12, 3, 5]
+
+
+def test_audit_finds_every_plant_at_once_and_nothing_else(qwen3: Commands, prompts: tuple[str, ...]) -> None:
+    """Norms of a pack that lies, one linear layer, and log-probabilities: each is judged by itself."""
+    plants = {"IR_PACKS": "ir-vllm-testbed", "IR_TESTBED_PLANTS": "model.layers.0.mlp.down_proj,sampler"}
+    found = qwen3.json("audit", *prompts, code=1, **plants)
+    norms = {finding["module"] for finding in found["findings"] if finding["kind"] == "norm"}
+    layers = [f"model.layers.{n}.{name}" for n in (0, 1) for name in (
+        "input_layernorm", "self_attn.q_norm", "self_attn.k_norm", "post_attention_layernorm")]  # fmt: skip
+    assert norms == {*layers, "model.norm"}
+    others = {finding["module"]: finding for finding in found["findings"] if finding["kind"] != "norm"}
+    assert set(others) == {"model.layers.0.mlp.down_proj", "sampler"}
+    assert "aten.nextafter (plants.py:" in others["model.layers.0.mlp.down_proj"]["operation"]
+    assert found["findings"][0]["module"] == "model.layers.0.input_layernorm"
+    assert found["findings"][-1]["module"] == "sampler"
+
+
+def test_audit_of_what_is_invariant_finds_nothing(qwen3: Commands, prompts: tuple[str, ...]) -> None:
+    found = qwen3.json("audit", *prompts, code=0)
+    assert found["findings"] == []
+    assert found["outputs"] == [[], [], []]
+    assert found["compared"] > 1000
+
+
+def test_audit_says_what_is_wrong_with_prompts(qwen3: Commands) -> None:
+    path = qwen3.folder / "broken.json"
+    path.write_text('["text"]', encoding="utf-8")
+    done = qwen3("audit", "--prompts", str(path))
+    assert done.returncode == 2
+    assert "cannot be read as prompts" in done.stderr

@@ -75,6 +75,18 @@ def _parser() -> argparse.ArgumentParser:
     two.add_argument("--passes", action="store_true", help="only whole passes of the configuration as it is")
     _engine_options(two)
     two.set_defaults(run=_verify)
+    three = commands.add_parser(
+        "audit", help="prompts alone and together: the first layer, module and operation to differ"
+    )
+    three.add_argument("model", type=Path, help="the model's folder; without weights in it, weights are made")
+    three.add_argument(
+        "--prompts", type=Path, metavar="FILE", help="JSON: a list of lists of token ids; default: made ones"
+    )
+    three.add_argument("--new", type=int, default=4, metavar="N", help="how many tokens to generate")
+    three.add_argument("--few-layers", action="store_true", help="load few layers, with made weights")
+    three.add_argument("--load-format", default="", help="as vLLM's; dummy: weights are made")
+    _engine_options(three)
+    three.set_defaults(run=_audit)
     return parser
 
 
@@ -126,6 +138,38 @@ def _verify(options: argparse.Namespace) -> tuple[str, int]:
     report = verify.verify(wanted, _say)
     text = json.dumps(report.to_dict(), indent=2, default=str) if options.json else verify.render(report)
     return text, FINDING if report.refuted or (options.require and report.unanswered) else 0
+
+
+def _audit(options: argparse.Namespace) -> tuple[str, int]:
+    from ir_vllm_adapter.probing import audit, engine
+
+    wanted = audit.Wanted(
+        engine.Wanted(
+            options.model,
+            dict(options.engine),
+            all_layers=not options.few_layers,
+            load_format=options.load_format,
+        ),
+        prompts=() if options.prompts is None else _prompts(options.prompts),
+        new=options.new,
+    )
+    report = audit.audit(wanted, _say)
+    text = json.dumps(report.to_dict(), indent=2, default=str) if options.json else audit.render(report)
+    return text, FINDING if report.varies else 0
+
+
+def _prompts(path: Path) -> tuple[tuple[int, ...], ...]:
+    try:
+        found = json.loads(path.read_text("utf-8"))
+        if not found or not all(isinstance(token, int) for prompt in found for token in prompt):
+            raise ValueError("it holds no token ids")
+        return tuple(tuple(prompt) for prompt in found)
+    except (OSError, ValueError, TypeError) as error:
+        raise AdapterError(
+            f"{path} cannot be read as prompts: {error}.",
+            why="Prompts are token ids, so that no tokenizer has to be at hand.",
+            fix="Write a JSON list of lists of integers: [[1, 2, 3], [4, 5]].",
+        ) from error
 
 
 def _say(text: str) -> None:

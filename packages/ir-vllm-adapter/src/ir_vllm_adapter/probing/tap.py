@@ -12,6 +12,7 @@ operation between modules.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import sys
 from collections import Counter
@@ -26,6 +27,7 @@ from torch import Tensor
 from ir_vllm_adapter import kinds
 from ir_vllm_adapter.probing import rows
 from ir_vllm_adapter.probing.histories import Histories, Ints
+from ir_vllm_adapter.probing.operations import Operations
 
 KEPT: Final = 2 << 30
 """Bytes of answers that are kept at most. Beyond them a difference is found, and neither counted nor replaced."""
@@ -44,6 +46,8 @@ class Difference:
         rows: rows of the call; ``first_rows`` of the call whose answer was remembered.
         elements: how many of the row's elements differ, of how many; 0, 0 where the remembered row was not kept.
         largest: the largest difference as a number.
+        order: where in the forward pass the module is called.
+        operation: which operation or kernel in it, where operations were watched.
     """
 
     module: str
@@ -56,6 +60,8 @@ class Difference:
     first_rows: int
     elements: tuple[int, int] = (0, 0)
     largest: float = 0.0
+    order: int = 0
+    operation: str = ""
 
 
 @dataclass
@@ -98,6 +104,7 @@ class Tap:
 
     Args:
         model, runner: of vLLM's worker.
+        operations: watches operations too, to say which of them is at fault.
 
     Attributes:
         tallies: by (kind, runs).
@@ -105,7 +112,8 @@ class Tap:
         reference: whether rows are expected to be new.
     """
 
-    def __init__(self, model: Any, runner: Any) -> None:
+    def __init__(self, model: Any, runner: Any, operations: Operations | None = None) -> None:
+        self.operations = operations
         self.tallies: dict[tuple[str, str], Tally] = {}
         self.case = ""
         self.reference = True
@@ -139,10 +147,12 @@ class Tap:
         def before(module: Any, args: Any, kwargs: Any) -> None:
             if self._active:
                 self._calls.append(self._asked(name, module, found, list(rows.tensors((args, kwargs)))))
+                self._section(name, self._calls[-1].total)
 
         def after(module: Any, args: Any, kwargs: Any, output: Any) -> None:
             if self._active:
                 self._answered(name, found, self._calls.pop(), list(rows.tensors(output)))
+                self._section(name, self._calls[-1].total if self._calls else len(self._known), ends=True)
 
         self._ways_back.append(module.register_forward_pre_hook(before, with_kwargs=True).remove)
         self._ways_back.append(module.register_forward_hook(after, with_kwargs=True).remove)
@@ -158,9 +168,12 @@ class Tap:
                     return original(*args, **kwargs)
                 given = list(rows.tensors((args, kwargs)))
                 total = rows.count(given)
-                call = _Call(rows.keys(given, total), total, -1)
+                self._order += 1
+                call = _Call(rows.keys(given, total), total, self._order)
+                self._section("sampler", total)
                 result = original(*args, **kwargs)
                 self._answered("sampler", found, call, list(rows.tensors(result)))
+                self._section("sampler", total, ends=True)
                 return result
 
             return watched
@@ -191,6 +204,21 @@ class Tap:
                 positions.detach().reshape(-1, positions.shape[-1])[0].cpu().numpy().astype(np.int64)
             )
 
+        if self._active and self.operations is not None:
+            self.operations.begin()
+            self.operations.total = len(self._known)
+
+    def _section(self, name: str, total: int, *, ends: bool = False) -> None:
+        if self.operations is not None:
+            self.operations.total = total
+            if ends:
+                self.operations.leave(name)
+            else:
+                self.operations.enter(name)
+
+    def _culprit(self) -> str:
+        return "" if self.operations is None else self.operations.culprit()
+
     # -- judgement -----------------------------------------------------------------------------------------
 
     def _asked(self, name: str, module: Any, found: kinds.Found, given: list[Tensor]) -> _Call:
@@ -218,7 +246,18 @@ class Tap:
                 at = int(changed[0])
                 where = f"{name}, after {self._before}"
                 self.tallies.setdefault((BETWEEN, ""), Tally()).differences.append(
-                    Difference(where, BETWEEN, "", self.case, "", self._position(at, total), total, 0)
+                    Difference(
+                        where,
+                        BETWEEN,
+                        "",
+                        self.case,
+                        "",
+                        self._position(at, total),
+                        total,
+                        0,
+                        order=self._order,
+                        operation=self._culprit(),
+                    )
                 )
             self._known &= ~fresh
         known.update(keys.tolist())
@@ -273,10 +312,10 @@ class Tap:
                 apart = (now.double() - then.double()).abs().nan_to_num(0.0, 0.0, 0.0)
                 largest = max(largest, float(apart.max()) if apart.numel() else 0.0)
             now.copy_(then)
-        position = self._position(index, call.total) if call.order >= 0 else -1
+        position = -1 if name == "sampler" else self._position(index, call.total)
         return Difference(
             name, found.kind, found.runs, self.case, there.case, position, call.total, there.rows,
-            (differing, total), largest,
+            (differing, total), largest, call.order, self._culprit(),
         )  # fmt: skip
 
     # -- life ----------------------------------------------------------------------------------------------
@@ -284,8 +323,9 @@ class Tap:
     def run(self, case: str, action: Callable[[], Any], *, reference: bool = False) -> Any:
         """Judge what ``action`` makes the engine do, under the name ``case``."""
         self.case, self.reference, self._active = case, reference, True
+        watching = contextlib.nullcontext() if self.operations is None else self.operations.running()
         try:
-            with torch.no_grad():
+            with torch.no_grad(), watching:
                 return action()
         finally:
             self._active = False

@@ -9,7 +9,7 @@ from typing import Any
 from vllm.v1.worker.cpu_worker import CPUWorker
 from vllm.v1.worker.gpu_worker import Worker
 
-from . import models
+from . import models, plants
 from .platform import pretend_hopper
 
 # Tokens scheduled for each request, one list a forward pass: evidence of chunking and of prefix-cache hits.
@@ -39,6 +39,7 @@ class TestbedWorker(CPUWorker):
     def load_model(self, **kwargs: Any) -> None:
         super().load_model(**kwargs)
         models.randomize(self.model_runner.get_model())
+        plants.install(self.model_runner.get_model())
 
     def execute_model(self, scheduler_output: Any) -> Any:
         if scheduler_output.total_num_scheduled_tokens:
