@@ -14,9 +14,12 @@ from ir_vllm_adapter.parts import Part
 
 def look_up(part: Part, target: Any) -> Part:
     """The part with its evidence on ``target``. Reads certificates; runs nothing."""
-    if reason := by_construction(part, target):
-        return replace(part, verdict="by construction", detail=reason)
     found = certificate(part, target)
+    reason = by_construction(part, target)
+    if reason and (
+        found is None or found.verdict != "refuted"
+    ):  # a counterexample is worth more than an argument
+        return replace(part, verdict="by construction", detail=reason)
     return part if found is None else with_certificate(part, found)
 
 

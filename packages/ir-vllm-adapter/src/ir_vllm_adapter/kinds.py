@@ -84,8 +84,14 @@ def _linear(module: Any, names: set[str]) -> Found | None:
     return linear(module) if names & {"LinearBase", "ParallelLMHead"} else None
 
 
+def as_head(module: Any) -> Found | None:
+    """What multiplies where an embedding is used as lm_head."""
+    found = linear(module)
+    return None if found is None else _claimed("linear", module, found)
+
+
 def linear(module: Any) -> Found | None:
-    """What multiplies for a linear layer, or for an embedding that is used as one (a tied lm_head)."""
+    """What multiplies for a linear layer, or for an embedding that is used as one, if no seam claims it."""
     method = getattr(module, "quant_method", None)
     if method is None:
         return None
@@ -106,7 +112,7 @@ def head(model: Any) -> Found | None:
     """What multiplies for a model's lm_head, which vLLM calls through its ``LogitsProcessor``."""
     for name, module in model.named_modules(remove_duplicate=False):
         if name.rpartition(".")[2] == "lm_head":
-            return linear(module)
+            return as_head(module)
     return None
 
 

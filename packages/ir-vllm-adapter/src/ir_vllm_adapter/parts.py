@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Final, Literal, TypeAlias
 
 from ir_vllm_adapter import code, compat, kinds
+from ir_vllm_adapter.attachment import ATTACHED
 
 Verdict: TypeAlias = Literal["certified", "refuted", "not checked", "by construction"]
 GRAPH: Final = "Inductor"
@@ -106,7 +107,7 @@ def census(model: Any, runner: Any, vllm_config: Any) -> list[Part]:
     rest = [*_sampler(runner, setting), *_all_reduce(setting)]
     if not compiled:
         rest.append(_glue(model, setting))
-    made += [_with_uuid(part, objects) for part, objects in rest]
+    made += [part if part.op else _with_uuid(part, objects) for part, objects in rest]
     place = {kind: index for index, kind in enumerate(FLOWS)}
     return sorted(made, key=lambda part: (place.get(part.kind, len(FLOWS)), part.runs))
 
@@ -131,7 +132,7 @@ def _found(model: Any) -> Iterator[kinds.Found]:
         if found is not None:
             yield found
         tied = id(module) in heads and (found is None or found.kind == "embedding")
-        if tied and (head := kinds.linear(module)) is not None:  # an lm_head that is the embedding too
+        if tied and (head := kinds.as_head(module)) is not None:  # an lm_head that is the embedding too
             yield head
 
 
@@ -201,8 +202,12 @@ def _sampler(runner: Any, setting: dict[str, Any]) -> Iterator[tuple[Part, tuple
     if sampler is None:  # not the last pipeline stage, or a model that is no generator
         return
     second = ".v1.worker.gpu." in type(sampler).__module__  # the runner that samples with Triton kernels
+    taken = ATTACHED.takeovers.get("log_softmax")
     if second:
         runs = "compute_token_logprobs"
+    elif taken is not None and taken.runs:
+        yield _ours("sampler", "log_softmax", 1, setting), ()
+        return
     else:
         ours = kinds.host_is_invariant() and compat.reductions_overridden() and setting_is_cuda()
         runs = "log_softmax of batch_invariant" if ours else "aten.log_softmax"
