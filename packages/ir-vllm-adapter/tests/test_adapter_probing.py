@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,10 +13,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from ir_vllm_adapter import __main__ as command
+from ir_vllm_adapter.errors import AdapterError
 from ir_vllm_adapter.parts import Part
-from ir_vllm_adapter.probing import cases, rows, verify
+from ir_vllm_adapter.probing import audit, cases, rows, verify
 from ir_vllm_adapter.probing.histories import Batch, Histories
-from ir_vllm_adapter.probing.tap import Tap
+from ir_vllm_adapter.probing.operations import Operations
+from ir_vllm_adapter.probing.tap import Difference, Tap
 
 # -- digests -----------------------------------------------------------------------------------------------
 
@@ -130,7 +134,7 @@ LINEAR = type("LinearBase", (nn.Module,), {})
 
 
 class Linear(LINEAR):  # type: ignore[misc, valid-type]
-    """x @ w row by row, and from ``many`` rows on with other bits."""
+    """One operation without a sum, and from ``many`` rows on other bits."""
 
     def __init__(self, many: int = 1 << 30) -> None:
         super().__init__()
@@ -139,7 +143,7 @@ class Linear(LINEAR):  # type: ignore[misc, valid-type]
         self.quant_method = type("Method", (), {})()
 
     def forward(self, x: Tensor) -> tuple[Tensor, None]:
-        out = torch.stack([self.weight @ row for row in x])
+        out = x * self.weight[0]
         return (out + 2**-20 if len(x) >= self.many else out), None
 
 
@@ -276,3 +280,70 @@ def test_a_certificate_of_a_difference_says_where_it_begins() -> None:
     assert made.summary() == "in a growing chunk: changes when a chunk grows from 4 to 5 tokens"
     assert "second at position 0 gave the same row other bits" in made.findings[0].summary.lower()
     assert made.from_dict(made.to_dict()) == made
+
+
+# -- operations and the audit's findings -------------------------------------------------------------------
+
+
+def audited(model: Model) -> list[audit.Finding]:
+    """What an audit says of a model that was given ten rows alone, and five and ten of them together."""
+    tap = Tap(model, SimpleNamespace(), Operations(model))
+    x = torch.randn(10, 8)
+    for i in range(10):
+        tap.run("alone", partial(model, x=x[i : i + 1], positions=torch.tensor([i])), reference=True)
+    for n in (5, 10):
+        tap.run(f"among {n}", partial(model, x=x[:n], positions=torch.arange(n)))
+    tap.close()
+    return audit.findings([d for tally in tap.tallies.values() for d in tally.differences])
+
+
+def test_the_operation_in_a_module_is_named_with_its_line() -> None:
+    first, second = audited(Model(first=10, second=5))
+    assert (first.module, second.module) == ("first", "second")  # in the order of the pass, not of the cases
+    assert (first.case, second.case) == ("among 10", "among 5")
+    assert first.operation.startswith("aten.add (test_adapter_probing.py:")
+    assert first.text().startswith(
+        "first: linear (Method) gives the same row other bits among 10: in a call of 10 rows"
+    )
+    assert first.varied == 10
+
+
+def test_the_operation_between_modules_is_named() -> None:
+    (found,) = audited(Model(between=7))
+    assert (found.module, found.kind) == ("second, after first", "")
+    assert found.operation.startswith("aten.mul (test_adapter_probing.py:")
+    assert "an operation between modules gives the same row other bits among 10" in found.text()
+
+
+def test_a_clean_model_gives_no_finding() -> None:
+    assert audited(Model()) == []
+
+
+def test_the_layer_is_read_off_the_path() -> None:
+    made = Difference("model.layers.17.mlp.down_proj", "linear", "f", "among 2", "alone", 3, 8, 1, order=5)
+    (found,) = audit.findings([made, made])
+    assert (found.layer, found.varied) == (17, 2)
+    (last,) = audit.findings([Difference("model.norm", "norm", "f", "among 2", "alone", 3, 8, 1)])
+    assert last.layer == -1
+
+
+def test_prompts_that_do_not_fit_are_refused() -> None:
+    driver: Any = SimpleNamespace(longest=8, vocabulary=100)
+    audit._check([[1, 2, 3]], driver, 4)
+    for prompts, said in (
+        ([[]], "Prompt 1 has 0 tokens"),
+        ([[1], [1] * 5], "Prompt 2 has 5"),
+        ([[100]], "vocabulary"),
+    ):
+        with pytest.raises(AdapterError, match=said):
+            audit._check(prompts, driver, 4)
+
+
+def test_what_is_wrong_with_a_file_of_prompts_is_said(tmp_path: Path) -> None:
+    path = tmp_path / "prompts.json"
+    for text in ("{", "[]", '["text"]', "[1, 2]"):
+        path.write_text(text, encoding="utf-8")
+        with pytest.raises(AdapterError, match="cannot be read as prompts"):
+            command._prompts(path)
+    path.write_text("[[1, 2], [3]]", encoding="utf-8")
+    assert command._prompts(path) == ((1, 2), (3,))

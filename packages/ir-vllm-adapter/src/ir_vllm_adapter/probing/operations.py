@@ -30,14 +30,17 @@ class Operation:
         name: namespace and name, ``aten.mm``.
         place: source file and line that called it.
         differs: whether a row had other bits; ``None`` where no row could be compared.
+        other: whether no reference run called this operation at this place.
     """
 
     name: str
     place: str
     differs: bool | None
+    other: bool = False
 
     def __str__(self) -> str:
-        return f"{self.name} ({self.place})" if self.place else self.name
+        said = f"{self.name} ({self.place})" if self.place else self.name
+        return f"{said}, which is not called for a row alone" if self.other else said
 
 
 class Operations(Watch):
@@ -45,11 +48,14 @@ class Operations(Watch):
 
     Attributes:
         total: rows of the call that is going on; the tap sets it.
+        reference: whether what is called is remembered as the program's usual path; the tap sets it.
     """
 
     def __init__(self, model: Any) -> None:
         super().__init__(model)
         self.total = 0
+        self.reference = True
+        self._usual: dict[str, set[tuple[int, str]]] = {}
         self._seen: dict[tuple[str, int, str], dict[int, int]] = {}
         self._sections: list[tuple[str, list[Operation], list[str]]] = [("", [], [])]
 
@@ -72,7 +78,7 @@ class Operations(Watch):
     def culprit(self) -> str:
         """The first operation of this section that differs; else what it ran that torch does not see into."""
         _, operations, kernels = self._sections[-1]
-        found = next((str(op) for op in operations if op.differs), "")
+        found = next((str(op) for op in operations if op.differs or op.other), "")
         if found:
             return found
         # An operation that fills a tensor which it is given has never seen the bits that lay there before.
@@ -95,8 +101,17 @@ class Operations(Watch):
             )
             differs = self._differs((section, len(operations), call.name), keys, out)
         place = f"{os.path.basename(call.place.file)}:{call.place.line}" if call.place.file else ""
-        operations.append(Operation(call.name, place, differs))
+        operations.append(
+            Operation(call.name, place, differs, self._is_other(section, len(operations), call.name))
+        )
         return result
+
+    def _is_other(self, section: str, number: int, name: str) -> bool:
+        if self.reference:
+            self._usual.setdefault(section, set()).add((number, name))
+            return False
+        usual = self._usual.get(section)
+        return usual is not None and (number, name) not in usual
 
     def _differs(self, where: tuple[str, int, str], keys: Any, outputs: list[Tensor]) -> bool | None:
         if not outputs:

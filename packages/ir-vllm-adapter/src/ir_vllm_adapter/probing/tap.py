@@ -324,6 +324,8 @@ class Tap:
         """Judge what ``action`` makes the engine do, under the name ``case``."""
         self.case, self.reference, self._active = case, reference, True
         watching = contextlib.nullcontext() if self.operations is None else self.operations.running()
+        if self.operations is not None:
+            self.operations.reference = reference
         try:
             with torch.no_grad(), watching:
                 return action()
