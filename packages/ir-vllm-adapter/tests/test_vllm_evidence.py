@@ -56,6 +56,7 @@ class Commands:
             "VLLM_CACHE_ROOT": str(self.folder / "cache"),
             "VLLM_BATCH_INVARIANT": "1",
             "IR_PACKS": "ir-kernels-triton",
+            "IR_PRIORITY": "linear=portable",  # interpreted, a tile costs seconds
             "IR_CACHE_DIR": str(self.folder / "ir"),
         }
         command = [sys.executable, "-m", "ir_vllm_adapter", words[0], str(self.model), *ENGINE, *words[1:]]
