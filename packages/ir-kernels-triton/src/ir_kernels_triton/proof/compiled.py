@@ -56,13 +56,17 @@ def read(ttgir: str, ptx: str, cubin: bytes, metadata: Any, llir: str = "") -> C
     """The facts of the stages of one compilation; without ``llir`` every multiply-add counts as fused."""
     calls = re.findall(r"\bcall (?:<(\d+) x )?float>? @llvm\.fma\.", llir)
     asked = sum(int(width or 1) for width in calls)
+    # From SM 10.0 on one instruction has two of them: f32x2.
+    fused = [
+        name for name, two in re.findall(r"\b(fma\.[\w.]*f32(x2)?)\b", ptx) for _ in range(2 if two else 1)
+    ]
     registers, spilled = resources(cubin)
     return Compiled(
         reductions=reductions(ttgir),
         accesses=accesses(ptx),
         shuffles=len(re.findall(r"^\s*(?:@%p\d+ )?shfl\.sync", ptx, re.M)),
         barriers=len(re.findall(r"^\s*(?:@%p\d+ )?bar(?:rier)?\.sync", ptx, re.M)),
-        fused=tuple(re.findall(r"\bfma\.[\w.]*f32\b", ptx)[asked:]),
+        fused=tuple(fused[asked:]),
         inexact=tuple(re.findall(r"\b[a-z0-9]+\.[\w.]*(?:approx|ftz|full)[\w.]*", ptx)),
         registers=registers,
         spilled=spilled,
