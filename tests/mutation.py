@@ -51,8 +51,8 @@ def _triton(path: str, *tests: str, interpreted: bool = False) -> Module:
 
 MODULES: Final = {
     "lock_file": _core("lock_file.py", "test_locking.py", "test_orders.py"),
-    "evidence": _core("verification/evidence.py", "test_verification_store.py"),
-    "identity": _core("verification/identity.py", "test_verification_store.py"),
+    "evidence": _core("verification/evidence.py", "test_evidence.py"),
+    "identity": _core("verification/identity.py", "test_evidence.py"),
     "resolve": _core("resolve.py", "test_selection.py", "test_orders.py", "test_requirements_kept.py"),
     "selection": _core("selection.py", "test_selection.py", "test_orders.py"),
     "facts": _core("facts.py", "test_facts.py", "test_argument_checks.py"),
@@ -91,6 +91,7 @@ def prepare(module: Module, folder: Path) -> None:
         "source_paths=src\n"
         f"only_mutate=src/{module.path}\n"
         "also_copy=conftest.py\n"
+        "process_isolation=forkserver\n"  # tests that import helpers do not run twice in one process
         f"pytest_add_cli_args=\n    -m\n    not slow and not gpu and not vllm and not packs\n"
         f"pytest_add_cli_args_test_selection=\n{selection}\n"
     )
@@ -186,7 +187,7 @@ def run(
     data = json.loads(Path(f"mutants/{source}.meta").read_text())["exit_code_by_key"]
     codes = {**known, **{each: data[f"{dotted}.{each}"] for each in now}}
     if unrun := sum(code is None for code in codes.values()):
-        sys.exit(f"{name}: {unrun} mutants were not run. The end of {folder / 'log'}:\n{tail(folder / 'log')}")
+        raise RuntimeError(f"{name}: {unrun} mutants were not run.\n{tail(folder / 'log')}")
     survivors = {
         each: "\n".join(
             line
@@ -224,6 +225,7 @@ def main() -> None:
     parser.add_argument("--again", action="store_true", help="only what survived last time")
     options = parser.parse_args()
     os.nice(19)
+    failed: list[str] = []
     with tempfile.TemporaryDirectory() as temporary:
         folder = (options.folder or Path(temporary)).resolve()
         for name in options.modules:
@@ -232,7 +234,12 @@ def main() -> None:
             work.mkdir(parents=True)
             kept = folder / f"{name}.json"
             before = json.loads(kept.read_text()) if options.again else None
-            result = run(name, work, options.sample, options.seed, before)
+            try:
+                result = run(name, work, options.sample, options.seed, before)
+            except RuntimeError as error:
+                print(error, flush=True)
+                failed.append(name)
+                continue
             kept.write_text(json.dumps(result, indent=1))
             for mutant, diff in result["survivors"].items():
                 print(f"{mutant} survived (exit code {result['exit_codes'][mutant]})\n{diff}\n")
@@ -243,6 +250,8 @@ def main() -> None:
                 f"{result['message_only']} of texts only were left out",
                 flush=True,
             )
+    if failed:
+        sys.exit(f"Not measured: {', '.join(failed)}")
 
 
 if __name__ == "__main__":

@@ -75,5 +75,5 @@ def key(impl: IrOpImpl, target: Target) -> str:
 
 def key_of(op: str, provider: str, uuid: str, target: Target) -> str:
     """The same for code with the digest ``uuid`` that need be no implementation of an op (``evidence.py``)."""
-    parts = repr((op, provider, uuid, sorted(device(target).items(), key=str)))
+    parts = repr((op, provider, uuid, sorted(device(target).items())))
     return hashlib.sha256(parts.encode()).hexdigest()[:16]
