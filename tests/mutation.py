@@ -68,7 +68,7 @@ MODULES: Final = {
     "arguments": _triton("arguments.py", "test_launch.py"),
     "launcher": _triton("launcher.py", "test_launch.py"),
     "launch_config": _triton("launch_config.py", "test_launch.py"),
-    "kernel_spec": _triton("kernel_spec.py", "test_launch.py"),
+    "kernel_spec": _triton("kernel_spec.py", "test_kernel_spec.py"),
     "prepared_norm": _triton("prepared_norm.py", "test_launch.py", interpreted=True),
 }
 # Exit codes of the tests of one mutant: they failed, pytest broke, ran out of time (SIGXCPU, SIGKILL), crashed.

@@ -658,7 +658,8 @@ def test_the_generated_functions_can_be_read():
         text = op.source()
     assert "def ir_probe(_ir_self, x, weight, scale=" in text
     assert "x.shape[-1] == _ir_c" in text
-    assert "x.shape[-1] ==" not in op.source()  # outside of the scope nothing was selected
+    tests = [line for line in op.source().splitlines() if "x.shape[-1] ==" in line]
+    assert tests and all("first0" in line for line in tests)  # outside of the scope nothing was selected
 
 
 def test_a_new_scope_does_not_compile_anything_again():
@@ -671,6 +672,31 @@ def test_a_new_scope_does_not_compile_anything_again():
         with op.set_priority([provider]):
             op(torch.zeros(2, 16), None)
     assert type(op).__call__.__code__ is before
+
+
+def test_the_first_scope_is_answered_without_another_call_until_dynamo_traced_one():
+    op = make_op()
+    ir_core.set_default_torch_wrap(False)
+    callee = fast_path.callees(op)[0]
+    with op.set_priority(["wide"]):
+        assert ran(op(torch.zeros(2, 16), None)) == "wide"
+        within = callee.scoped
+        callee.scoped = None  # what would be asked for the function of the scope
+        callee.function.__globals__["_ir_scoped"] = None
+        assert ran(op(torch.zeros(2, 16), None)) == "wide"
+        callee.scoped = callee.function.__globals__["_ir_scoped"] = within
+        with op.set_priority(["half_only"]):  # another scope, and the first again
+            assert ran(op(torch.zeros(2, 16, dtype=torch.float16), None)) == "half_only"
+        assert ran(op(torch.zeros(2, 16), None)) == "wide"
+        with ir_core.scope(disabled=True):
+            assert ran(op(torch.zeros(2, 16), None)) == "native"
+        compiled = torch.compile(lambda x: op(x, None), backend="eager", fullgraph=True)
+        compiled(torch.zeros(2, 16))
+        code = type(op).__call__.__code__
+        assert ran(op(torch.zeros(2, 16, dtype=torch.float16), None)) == "wide"
+        assert type(op).__call__.__code__ is code
+    ir_core.refresh()
+    assert not callee.traced and callee.first is None
 
 
 def test_more_scopes_than_are_remembered():

@@ -6,10 +6,10 @@ op (the op, ``maybe_inplace``, and what torch's dispatcher calls for each of the
 the predicates asked about; ``op.source()`` prints it::
 
     def rms_norm(self, x, weight, epsilon, variance_size=None):
-        if (here := get_here()) is not None:  # once a scope was entered in this process
-            if here is here0:
-                ...  # the same for that scope
-            return enter(here, x, weight, epsilon, variance_size)
+        if (there := get_here()) is not None:  # once a scope was entered in this process
+            if there is first:
+                ...  # the tests of the first scope that called
+            return scoped[there](self, x, weight, epsilon, variance_size)
         if variance_size is None and x.dtype is c0 and weight.dtype is c1:
             if grad_enabled() and (x.requires_grad or weight.requires_grad):
                 return torch_op(...)
@@ -17,7 +17,9 @@ the predicates asked about; ``op.source()`` prints it::
         return miss(None, x, weight, epsilon, variance_size)
 
 It has the op's own signature, so that nothing is packed into ``*args``, and asks only for the facts that decide. Each
-scope has a function of its own: Dynamo guards on the code that a call finds, which a new scope must not change.
+scope has a function of its own: Dynamo guards on the code that a call finds, which a new scope must not change. The
+tests of the first scope, which most programs stay in, are also in the function outside of it, where they save a call;
+once Dynamo has traced one, that function no longer follows its scope.
 What was selected is forgotten when the default policy, the implementations or the packs change. Dynamo traces another
 function in its place (:func:`_call_traced`), since it cannot look into a context variable.
 """
@@ -95,6 +97,8 @@ class Callee:
         entries: what is remembered, by scope; ``None`` is outside of all.
         function: what callers outside of all scopes find; it passes calls inside of one on.
         scoped: the function of each scope.
+        first: the first scope that called.
+        traced: whether a compiled graph may rest on the code of ``function``.
     """
 
     def __init__(self, op: Meaning, holder: Any, inplace: bool, kernel: bool) -> None:
@@ -105,6 +109,8 @@ class Callee:
         self._torch_op: Any = library.inplace if inplace else library.functional
         self.entries: dict[Here | None, list[Entry]] = {None: []}
         self.scoped = _Scoped(self._enter)
+        self.first: Here | None = None
+        self.traced = False
         self._epoch = 0
         body = ["return $call_traced($op, $library, $inplace, {names})"]
         space = {"call_traced": _call_traced, "op": op, "library": library, "inplace": inplace}
@@ -116,7 +122,7 @@ class Callee:
         """Forget every selection."""
         with _lock:
             self._epoch += 1
-            self.entries = {None: []}
+            self.entries, self.first, self.traced = {None: []}, None, False
             for function in list(self.scoped.values()):
                 codegen.forget(function)
             self.scoped.clear()
@@ -148,6 +154,7 @@ class Callee:
                     codegen.forget(self.scoped.pop(oldest))
                     self.entries.pop(oldest, None)
                 self.entries[here] = []
+                self.first = self.first or here
                 self._renew(here)
             return self.scoped[here]
 
@@ -156,6 +163,7 @@ class Callee:
         space: dict[str, Any] = {
             "get_here": policy.here,
             "scoped": self.scoped,
+            "first": self.first,
             "here": here,
             "miss": self._miss,
             "grad_enabled": torch.is_grad_enabled,
@@ -166,18 +174,25 @@ class Callee:
         body: list[str] = []
         if here is None and policy.scopes_used():
             own = "{names}" if self.kernel else "$self, {names}"
-            body.append(f"if ($there := $get_here()) is not None: return $scoped[$there]({own})")
+            body.append("if ($there := $get_here()) is not None:")
+            if self.first is not None and self.entries.get(self.first):
+                tests = self._entries(self.first, "first", space)
+                body += ["    if $there is $first:", *(f"        {line}" for line in tests)]
+            body.append(f"    return $scoped[$there]({own})")
         if not self.kernel and policy.wrap_of(here):
             body.append("return $torch_op({names})")
         else:
-            body += self._donations()
-            for number, entry in enumerate(self.entries[here]):
-                body += self._entry(str(number), *entry, space)
-            body.append("return $miss($here, {names})")
+            body += [*self._entries(here, "", space), "return $miss($here, {names})"]
         function: Callable[..., Any] = codegen.build(
             self.op.name, "" if self.kernel else "$self", self.op.signature, body, space
         )
         return function
+
+    def _entries(self, here: Here | None, name: str, space: dict[str, Any]) -> list[str]:
+        """The calls that were selected for in ``here``."""
+        entries = enumerate(self.entries.get(here, ()))
+        lines = [line for number, entry in entries for line in self._entry(f"{name}{number}", *entry, space)]
+        return [*self._donations(), *lines]
 
     def _entry(
         self,
@@ -258,6 +273,8 @@ class Callee:
                 return True
             self.entries[here] = [(conditions, constants, impl), *entries][:MAX_ENTRIES]
             self._renew(here)
+            if here is not None and here is self.first and not self.traced:
+                self._renew(None)
             return True
 
 
@@ -408,7 +425,7 @@ policy.on_default_change(reset_all)
 
 def _call_traced(op: Meaning, library: torch_library.OpLibrary, inplace: bool, *args: Any) -> Any:
     """What Dynamo traces for a call: the torch op, or a choice made here and now."""
-    if _wrap_for_trace():
+    if _wrap_for_trace(op.name):
         return library.inplace(*args) if inplace else library.functional(*args)  # type: ignore[misc]
     described: list[tuple[Any, ...]] = []
     for name, arg in zip(op.params, args):  # noqa: B905  Dynamo knows no strict=
@@ -456,7 +473,9 @@ def _provider_for_trace(name: str, described: tuple[Any, ...]) -> str:
     return resolve.resolve(catalog.get_op(name), policy_guard.pin(), args, device)[1].provider
 
 
-def _wrap_for_trace() -> bool:
+def _wrap_for_trace(name: str) -> bool:
+    for callee in _callees[name]:
+        callee.traced = True
     return policy.wrap_of(policy.here())
 
 
