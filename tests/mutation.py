@@ -79,8 +79,9 @@ MODULES: Final = {
 }
 # Exit codes of the tests of one mutant: they failed, pytest broke, ran out of time (SIGXCPU, SIGKILL), crashed.
 KILLED: Final = {1, 2, 3, -24, 24, 152, 255, -9, -11}
-# Calls whose texts are for reading; so is everything that is raised.
-SPEAKING: Final = ("Error", "Rejected", "warn", "warning", "info", "debug")
+# Calls and variables whose texts are for reading; so is everything that is raised.
+SPEAKING: Final = ("Error", "error", "Rejected", "warn", "warning", "info", "debug")
+TEXTS: Final = ("what", "why", "fix", "reason", "detail")
 
 
 def prepare(module: Module, folder: Path) -> None:
@@ -138,6 +139,8 @@ def message_only(original: ast.AST, mutant: ast.AST) -> bool:
     nodes = [node for node in change(original, mutant) if isinstance(node, ast.AST)]
 
     def speaks(node: ast.AST) -> bool:
+        if isinstance(node, ast.Assign):
+            return ast.unparse(node.targets[0]) in TEXTS
         if not isinstance(node, ast.Call):
             return isinstance(node, ast.Raise)
         name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")

@@ -12,7 +12,7 @@ from torch import Tensor
 
 import ir_core
 from ir_core import catalog, lock_file, platforms, resolve, selection
-from ir_core.errors import EnvError, LockError, PolicyError, SchemaError
+from ir_core.errors import EnvError, LockError, PolicyError, SchemaError, StrictError
 from ir_core.policy import OpPolicy, Policy
 from ir_core.resolve import select
 from ir_core.selection import Evidence
@@ -182,7 +182,101 @@ def test_a_preference_that_fails_or_cannot_know_the_rows_decides_nothing(small):
     both = certified("new_kernel", "small_kernel", "broken")
     small.register_impl("broken", order="chain16", prefers_args=lambda x: x.nonsense)(body)
     assert provider_of(small, HALF, both) == "small_kernel"
+    assert provider_of(small, MANY, both) == "new_kernel"  # the broken one was asked, behind the small one
     assert provider_of(small, HALF.to("meta"), both) == "new_kernel"
+
+
+def test_one_that_is_preferred_is_judged_like_any_other(small):
+    """It was certified and it prefers these rows, and its predicate still decides."""
+    small.unregister_impl("small_kernel")
+    refuses = lambda x: "takes nothing" if x.dtype is torch.float16 else True  # noqa: E731
+    small.register_impl("small_kernel", order="chain16", supports_args=refuses, prefers_args=few_rows)(body)
+    both = certified("new_kernel", "small_kernel")
+    found = select(small, INVARIANT, SM90, (HALF,), evidence=both)
+    assert found.provider == "new_kernel"
+    (refused,) = [c for c in found.candidates if c.provider == "small_kernel"]
+    assert refused.reason == "takes nothing"
+
+
+def test_an_order_outside_of_the_mode_is_asked_of_all_and_only_of_those_that_compute_it(op):
+    policy = Policy(ops={"ordered": OpPolicy(order="chain8")})
+    order = op.orders["chain8"]
+    named = [(name, False) for name in ("old_kernel", "other_reference", "native")]
+    assert selection.ladder(op, op.impls, policy, order) == named
+    own = Policy(ops={"ordered": OpPolicy(order="chain8", prefer=("variant",))})
+    assert selection.ladder(op, op.impls, own, order) == [("variant", True), *named]
+    reasons = {c.provider: c.reason for c in select(op, policy, CPU, (HALF,)).candidates}
+    assert reasons["new_kernel"] == "computes in the order chain16, the order here is chain8"
+    assert reasons["own_bits"] == "computes in no order that it declares, the order here is chain8"
+
+
+# -- what a selection says
+
+
+def test_a_selection_as_plain_data(op):
+    policy = Policy(batch_invariant=True, ops={"ordered": OpPolicy(prefer=("variant",))})
+    found = select(op, policy, SM90, (HALF,))
+    data = found.to_dict()
+    candidates = data.pop("candidates")
+    assert data == {
+        "op": "ordered",
+        "target": SM90.to_dict(),
+        "batch_invariant": True,
+        "unmet": "",
+        "policy": policy.to_dict(),
+        "order": "chain16",
+        "provider": "new_kernel",
+    }
+    assert candidates[:2] == [
+        {
+            "provider": "variant",
+            "distribution": op.impls["variant"].distribution,
+            "version": op.impls["variant"].version,
+            "accepted": False,
+            "chosen": False,
+            "named": True,
+            "order": None,
+            "reason": "not declared batch-invariant",
+        },
+        {
+            "provider": "new_kernel",
+            "distribution": op.impls["new_kernel"].distribution,
+            "version": op.impls["new_kernel"].version,
+            "accepted": True,
+            "chosen": True,
+            "named": False,
+            "order": "chain16",
+            "reason": "selected, in the order chain16",
+        },
+    ]
+    nothing = select(op, Policy(ops={"ordered": OpPolicy(only=("own_bits",), order="chain16")}), CPU, (HALF,))
+    assert nothing.to_dict()["provider"] is None and nothing.to_dict()["order"] is None
+    json.dumps(data)
+
+
+def test_what_disabling_leaves(op):
+    found = select(op, Policy(disabled=True, batch_invariant=True), SM90, (HALF,))
+    assert found.chosen is not None and not found.chosen.named and found.provider == "native"
+    assert {c.reason for c in found.candidates if not c.chosen} == {"IR_DISABLE is set: native everywhere"}
+    assert selection.ladder(op, op.impls, Policy(disabled=True)) == [("native", False)]
+    assert "NOT MET" in found.requirement and found.to_dict()["unmet"] == found.unmet
+
+
+def test_errors_of_a_strict_policy(op):
+    strict = Policy(strict=True, disabled=True, batch_invariant=True)
+    with pytest.raises(StrictError, match="is disabled, and IR_STRICT is set") as caught:
+        select(op, strict, SM90, (HALF,))
+    assert caught.value.selection is not None and caught.value.selection.provider == "native"
+    with pytest.raises(StrictError, match="No implementation of 'ordered' qualifies") as caught:
+        select(op, Policy(strict=True, batch_invariant=True), SM90, (HALF,))
+    assert "ir-core verify ordered" in str(caught.value.fix)
+    refuses = op.register_impl("refuses", supports_args=lambda x: "never")(body)
+    assert refuses is not None
+    falls = Policy(strict=True, ops={"ordered": OpPolicy(prefer=("refuses",))})
+    with pytest.raises(StrictError, match="would fall back from refuses to native") as caught:
+        select(op, falls, SM90, (HALF,))
+    assert "IR_PRIORITY='ordered=...'" in str(caught.value.fix)
+    assert "refuses: never" in str(caught.value.why)
 
 
 def test_the_fast_path_asks_the_preference_again(small, monkeypatch: pytest.MonkeyPatch):
