@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 import ir_core
 from ir_core import env, policy
 from ir_core.errors import EnvError, UnknownOpError, UnknownProviderError
-from ir_core.policy import OpPolicy, parse_priority
+from ir_core.policy import OpPolicy, Policy, parse_priority
 
 pytestmark = pytest.mark.usefixtures("alone")
 
@@ -147,3 +147,31 @@ def test_the_snapshot_has_what_is_set(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("IR_STRICT", "0")
     assert env.snapshot()["IR_STRICT"] == "0"
     assert set(env.snapshot()) <= set(env.ALL)
+
+
+def test_a_policy_as_plain_data():
+    own = OpPolicy(prefer=("a", "b"), deny=frozenset({"d", "c"}), batch_invariant=False, order="tree")
+    policy = Policy(
+        batch_invariant=True,
+        strict=True,
+        prefer=("p",),
+        ops={"one": own, "another": OpPolicy(only=("x",))},
+        vouched=frozenset({"v", "u"}),
+    )
+    assert policy.to_dict() == {
+        "batch_invariant": True,
+        "strict": True,
+        "disabled": False,
+        "prefer": ["p"],
+        "vouched": ["u", "v"],
+        "ops": {
+            "another": {"prefer": [], "only": ["x"], "deny": [], "batch_invariant": None, "order": None},
+            "one": {
+                "prefer": ["a", "b"],
+                "only": None,
+                "deny": ["c", "d"],
+                "batch_invariant": False,
+                "order": "tree",
+            },
+        },
+    }
