@@ -300,6 +300,17 @@ def typer(session: nox.Session, minor: str) -> None:
 
 
 @nox.session(default=False)
+def mutation(session: nox.Session) -> None:
+    """Mutation testing: which small changes of the named modules does no test notice? Prints the score of each."""
+    if not session.posargs:
+        session.error(
+            "name modules: nox -s mutation -- lock_file [--sample N --seed S]; see tests/mutation.py"
+        )
+    install_editable(session, *group("tests", "mutation"))
+    session.run("python", "tests/mutation.py", *session.posargs)
+
+
+@nox.session(default=False)
 def minimums(session: nox.Session) -> None:
     """The tests with the lowest supported version of every dependency."""
     install_editable(session, *group("tests"), constraints=MINIMUMS)

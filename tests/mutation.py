@@ -138,7 +138,11 @@ def change(original: Any, mutant: Any) -> Iterator[Any]:
                 return
             pairs = list(zip(before, after, strict=True))
         for one, other in pairs:
-            same = ast.dump(one) == ast.dump(other) if isinstance(one, ast.AST) and isinstance(other, ast.AST) else one == other
+            same = (
+                ast.dump(one) == ast.dump(other)
+                if isinstance(one, ast.AST) and isinstance(other, ast.AST)
+                else one == other
+            )
             if not same:
                 yield from change(one, other)
                 return
@@ -187,7 +191,9 @@ def run(
 
     wanted = [each for each in mutated.mutant_names if not message_only(original(each), defined[each])]
     chosen = wanted if sample is None else random.Random(seed).sample(wanted, min(sample, len(wanted)))
-    (folder / "mutants" / "src").mkdir(parents=True)  # Python remembers a folder that was missing when it started
+    (folder / "mutants" / "src").mkdir(
+        parents=True
+    )  # Python remembers a folder that was missing when it started
     known: dict[str, int] = {} if before is None else before["exit_codes"]
     chosen = sorted(known or chosen)
     now = [each for each in chosen if known.get(each, 0) not in KILLED]
@@ -212,7 +218,9 @@ def run(
         each: "\n".join(
             line
             for line in difflib.unified_diff(
-                *(ast.unparse(node).splitlines() for node in (original(each), defined[each])), lineterm="", n=1
+                *(ast.unparse(node).splitlines() for node in (original(each), defined[each])),
+                lineterm="",
+                n=1,
             )
             if not line.startswith(("---", "+++"))
         )
@@ -238,10 +246,14 @@ def tail(path: Path) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n\n")[0])
-    parser.add_argument("modules", nargs="+", choices=sorted(MODULES), metavar="MODULE", help=", ".join(MODULES))
+    parser.add_argument(
+        "modules", nargs="+", choices=sorted(MODULES), metavar="MODULE", help=", ".join(MODULES)
+    )
     parser.add_argument("--sample", type=int, help="how many mutants of each module are run; all by default")
     parser.add_argument("--seed", type=int, default=0, help="which sample")
-    parser.add_argument("--folder", type=Path, help="where work and results are kept; a temporary one by default")
+    parser.add_argument(
+        "--folder", type=Path, help="where work and results are kept; a temporary one by default"
+    )
     parser.add_argument("--again", action="store_true", help="only what survived last time")
     options = parser.parse_args()
     os.nice(19)

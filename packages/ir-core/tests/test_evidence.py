@@ -84,7 +84,11 @@ def test_the_software_is_what_decides_bits(monkeypatch: pytest.MonkeyPatch) -> N
         triton = version("triton")
     except PackageNotFoundError:
         triton = ""
-    found = {"torch": torch.__version__, "triton": triton, "cuda": torch.version.cuda or torch.version.hip or ""}
+    found = {
+        "torch": torch.__version__,
+        "triton": triton,
+        "cuda": torch.version.cuda or torch.version.hip or "",
+    }
     assert identity.software() == found
     monkeypatch.setattr(torch.version, "cuda", None)
     monkeypatch.setattr(torch.version, "hip", "6.4")

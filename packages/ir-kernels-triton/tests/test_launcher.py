@@ -17,7 +17,7 @@ SPEC = KernelSpec("module", "kernel", (("x", "*bf16"), ("rows", "i32")), (), num
 
 
 class Seen:
-    """What happened, in order: ``("current", device)``, ``("compile",)``, ``("prepare", device)``, ``("launch", ...)``."""
+    """What happened, in order: ``current`` and ``prepare`` with a device, ``compile``, ``launch`` with its values."""
 
     def __init__(self) -> None:
         self.events: list[tuple[Any, ...]] = []
@@ -86,7 +86,9 @@ def test_dependent_launch_needs_sm_90(
     monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], has: bool
 ) -> None:
     asked: list[torch.device] = []
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: asked.append(device) or capability)
+    monkeypatch.setattr(
+        torch.cuda, "get_device_capability", lambda device: asked.append(device) or capability
+    )
     assert launcher.dependent_launch(torch.device("cuda", 1)) is has
     assert asked == [torch.device("cuda", 1)]
     assert launcher.dependent_launch(torch.device("cpu")) is False

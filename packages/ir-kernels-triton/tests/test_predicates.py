@@ -24,9 +24,7 @@ def test_fused_add_rms_norm() -> None:
     assert predicates.fused_add_rms_norm(X, X, None, 1e-6, 1) is True
     assert predicates.fused_add_rms_norm(X.double(), X, W.int(), 1e-6, 0) == f"x {FLOATS} float64"
     assert predicates.fused_add_rms_norm(X, X, W.int(), 1e-6, 0) == f"weight {FLOATS} int32"
-    assert (
-        predicates.fused_add_rms_norm(X, X, W, 1e-6, -1) == "variance_size must be at least 1, it is -1"
-    )
+    assert predicates.fused_add_rms_norm(X, X, W, 1e-6, -1) == "variance_size must be at least 1, it is -1"
     assert (
         predicates.fused_add_rms_norm(X, X.float(), W, 1e-6)
         == "x_residual must have x's dtype bfloat16, it has float32"
@@ -48,5 +46,7 @@ def test_linear() -> None:
     for x in (X, X.half()):
         assert predicates.linear(x, W) is True
         assert predicates.linear_fp32(x, W) == f"fma_chain is defined for float32, and x is {x.dtype}"
-    assert predicates.linear(single, W) == "chain16 is defined for float16 and bfloat16, and x is torch.float32"
+    assert (
+        predicates.linear(single, W) == "chain16 is defined for float16 and bfloat16, and x is torch.float32"
+    )
     assert predicates.linear_fp32(single, W) is True
