@@ -215,17 +215,7 @@ def run(
     if unrun := sum(code is None for code in codes.values()):
         raise RuntimeError(f"{name}: {unrun} mutants were not run.\n{tail(folder / 'log')}")
     survivors = {
-        each: "\n".join(
-            line
-            for line in difflib.unified_diff(
-                *(ast.unparse(node).splitlines() for node in (original(each), defined[each])),
-                lineterm="",
-                n=1,
-            )
-            if not line.startswith(("---", "+++"))
-        )
-        for each, code in codes.items()
-        if code not in KILLED
+        each: difference(original(each), defined[each]) for each, code in codes.items() if code not in KILLED
     }
     return {
         "module": name,
@@ -237,6 +227,12 @@ def run(
         "exit_codes": codes,
         "survivors": survivors,
     }
+
+
+def difference(original: ast.AST, mutant: ast.AST) -> str:
+    """The lines of a function that were changed, with one around them."""
+    before, after = (ast.unparse(node).splitlines() for node in (original, mutant))
+    return "\n".join(list(difflib.unified_diff(before, after, lineterm="", n=1))[2:])
 
 
 def tail(path: Path) -> str:
