@@ -48,3 +48,4 @@ def test_alignment_is_of_the_widest_access_that_divides_a_row(
     n: int, x: str, w: str, elements: int, row: int, weight: int
 ) -> None:
     assert (vector(n, x), alignment(n, x), weight_alignment(n, x, w)) == (elements, row, weight)
+    assert type(vector(n, x)) is int  # a float would be another constant to the compiler
