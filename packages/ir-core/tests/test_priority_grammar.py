@@ -164,6 +164,7 @@ def test_a_policy_as_plain_data():
         "disabled": False,
         "prefer": ["p"],
         "vouched": ["u", "v"],
+        "covers_torch": False,
         "ops": {
             "another": {"prefer": [], "only": ["x"], "deny": [], "batch_invariant": None, "order": None},
             "one": {
