@@ -55,7 +55,15 @@ def different(a: dict[str, Tensor], b: dict[str, Tensor]) -> list[str]:
     return [name for name in a if not torch.equal(bits(a[name]), bits(b[name]))]
 
 
-EQUAL = ("styles bf16", "styles f32", "plans bf16", "by slices bf16", "functions bf16", "functions f32")
+EQUAL = (
+    "styles bf16",
+    "styles f32",
+    "plans bf16",
+    "mode bf16",
+    "by slices bf16",
+    "functions bf16",
+    "functions f32",
+)
 
 
 @pytest.mark.slow
@@ -152,6 +160,17 @@ def test_a_linear_with_something_of_its_own_is_refused():
         _ordered(Own(2, 2))
     with pytest.raises(ArgumentError, match="takes float32 and float64"):
         parallel.ordered_sum(torch.ones(2).half())
+
+
+def test_the_mode_knows_which_collectives_add():
+    from ir_core.covering.known import keeps_bits
+
+    assert keeps_bits(dist.all_gather) and keeps_bits(dist.all_to_all_single) and keeps_bits(dist.broadcast)
+    assert not keeps_bits(dist.all_reduce) and not keeps_bits(dist.reduce_scatter)
+    functional = torch.ops._c10d_functional
+    assert keeps_bits(functional.all_gather_into_tensor.default) and not keeps_bits(
+        functional.all_reduce.default
+    )
 
 
 def test_importing_it_starts_nothing():

@@ -111,6 +111,13 @@ def plans(mesh: DeviceMesh, dtype: torch.dtype) -> Found:
         return trained(parallelized(model, mesh, torch_parallel), x, grad)
 
 
+def mode(mesh: DeviceMesh, dtype: torch.dtype) -> Found:
+    """torch's own plans in the mode, which covers F.linear and more."""
+    model, x, grad = made(dtype)
+    with ir_core.batch_invariant_mode():
+        return trained(parallelized(model, mesh, torch_parallel), x, grad)
+
+
 def torchs(mesh: DeviceMesh, dtype: torch.dtype) -> Found:
     """torch's own plans as they are."""
     model, x, grad = made(dtype)
@@ -204,6 +211,7 @@ CASES: dict[str, tuple[Callable[[DeviceMesh, torch.dtype], Found], torch.dtype]]
     "styles bf16": (styles, torch.bfloat16),
     "styles f32": (styles, torch.float32),
     "plans bf16": (plans, torch.bfloat16),
+    "mode bf16": (mode, torch.bfloat16),
     "by slices bf16": (by_slices, torch.bfloat16),
     "functions bf16": (functions, torch.bfloat16),
     "functions f32": (functions, torch.float32),

@@ -70,9 +70,14 @@ _TELLS: Final = """
     synchronize get_autocast_gpu_dtype enter exit set del delete shape dtype device sizes mark_static
     mark_dynamic mark_unbacked maybe_mark_dynamic set_ namedtensor grad is_distributed
 """
+_SENDS: Final = """
+    all_gather all_gather_into_tensor all_gather_single all_to_all all_to_all_single broadcast scatter wait_tensor
+    wrap_tensor_autograd barrier
+"""
+"""Collectives that move numbers between ranks and add none; a reducing one has an order of the library's own."""
 INVARIANT: Final = frozenset(
     name
-    for text in (_MOVES, _MAKES, _CASTS, _ASKS, _ROUNDS, _TELLS)
+    for text in (_MOVES, _MAKES, _CASTS, _ASKS, _ROUNDS, _TELLS, _SENDS)
     for word in text.split()
     for name in (word, word.rstrip("_"))
 )

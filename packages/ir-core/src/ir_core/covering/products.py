@@ -6,6 +6,8 @@ Integers are exact in any order and stay torch's. Which operand is called the we
 
 from __future__ import annotations
 
+import importlib
+import sys
 from typing import Any
 
 import torch
@@ -27,8 +29,19 @@ def _plain(function: Any, name: str, *args: Any, **kwargs: Any) -> Any:
     return function(*args, **kwargs)
 
 
+_PLAIN = (Tensor, torch.nn.Parameter)
+
+
+def _distributed(*tensors: Tensor) -> bool:
+    """Whether one is a DTensor; where there are any, their module was imported."""
+    module = sys.modules.get("torch.distributed.tensor")
+    return module is not None and any(isinstance(tensor, module.DTensor) for tensor in tensors)
+
+
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """:func:`torch.nn.functional.linear`."""
+    """:func:`torch.nn.functional.linear`; of DTensors with the sum over ranks in order."""
+    if type(weight) not in _PLAIN and _distributed(x, weight):
+        return importlib.import_module("ir_core.parallel").linear_of_dtensors(x, weight, bias)
     x, weight, bias = autocast(x, weight, bias)
     if not floating(x, weight) or x.dtype != weight.dtype:
         return _plain(torch.nn.functional.linear, "linear", x, weight, bias)
