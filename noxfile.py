@@ -45,6 +45,7 @@ BENCHMARKS: Final[dict[str, tuple[str, bool]]] = {
     "eager_dispatch": ("0.32.0", False),
     "lowering": ("0.32.0", False),
     "linear": ("0.26.0", True),
+    "model": ("0.26.0", True),
     "norms": ("0.26.0", True),
     "vllm_latency": ("0.26.0", True),
 }

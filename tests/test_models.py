@@ -22,15 +22,15 @@ transformers = pytest.importorskip("transformers", reason="a dependency of these
 
 LENGTHS = (1, 2, 5, 17, 64)
 VOCABULARY = 97
-SIZES = dict(
-    vocab_size=VOCABULARY,
-    hidden_size=32,
-    intermediate_size=48,
-    num_attention_heads=2,
-    num_key_value_heads=1,
-    head_dim=16,
-    max_position_embeddings=256,
-)
+SIZES: dict[str, Any] = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 16,
+    "max_position_embeddings": 256,
+}
 MODELS = pytest.mark.parametrize("name", ["qwen3", "llama", "gemma3"])
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -213,3 +213,17 @@ def test_an_audit_finds_nothing() -> None:
     with torch.no_grad(), ir_core.batch_invariant_mode():
         report = ir_core.audit(lambda tokens: made(tokens, use_cache=False).logits, ids, rows=(1, 2))
     assert report.first is None, report.explain()
+
+
+@MODELS
+def test_patch_knows_the_norms_of_transformers(name: str) -> None:
+    made = model(name, torch.float32)
+    ids = prompt(5)[None]
+    with torch.no_grad():
+        before = made(ids).logits
+        with ir_core.patch(made) as patched:
+            assert sum(kind.endswith("RMSNorm") for kind in patched.swapped.values()) >= 3
+            assert patched.swapped["lm_head"] == "Linear"
+            assert set(patched.kept) == {"model.embed_tokens"}
+            torch.testing.assert_close(made(ids).logits, before, rtol=1e-4, atol=1e-4)
+        assert torch.equal(made(ids).logits, before)

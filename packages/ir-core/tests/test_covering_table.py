@@ -124,6 +124,13 @@ CALLS: dict[str, Callable[[Callable[[Tensor], Tensor]], Any]] = {
     "sqrt": lambda c: c(X).abs().sqrt(),
     "rsqrt": lambda c: torch.rsqrt(c(X).abs() + 1e-3),
     "powers": lambda c: torch.stack([c(X).abs() ** p for p in (2, 3, 4, 0.5, -0.5, -1, -2)]),
+    "general powers": lambda c: (
+        torch.cat(
+            (c(X).abs() ** 1.7, 1e4 ** c(X), c(X) ** 5, c(X).abs() ** c(X), torch.pow(2, c(X)), c(X) ** -3)
+        )
+        .clamp(-100, 100)
+        .nan_to_num()
+    ),
     "add": lambda c: torch.add(c(X), c(X), alpha=0.3) + 1.3,
     "rsub": lambda c: 1.7 - torch.rsub(c(X), c(X), alpha=0.3),
     "addcmul": lambda c: torch.addcmul(c(X), c(X), c(X), value=0.3),
@@ -156,7 +163,7 @@ ELEMENTS: dict[str, Callable[[Tensor], Tensor]] = {
     "sqrt": lambda x: x.abs().sqrt(),
     "rsqrt": lambda x: x.abs().rsqrt(),
     "arithmetic": lambda x: (x * 0.7 + 1.3 - x / 3) / (x.abs() + 1) * x - (1.7 - x),
-    "powers": lambda x: x**2 + x**3,
+    "powers": lambda x: x**2 + x**3 + x.abs() ** 1.7 + 3.0**x,
     "sums": lambda x: torch.add(x, x, alpha=0.3) - torch.rsub(x, x, alpha=0.7),
     "choices": lambda x: torch.where(x > 1.3, x.clamp(-1, 2), F.relu(x)) + F.leaky_relu(x) + x.abs(),
     "casts": lambda x: (x.to(torch.bfloat16) * x.to(torch.bfloat16)).to(x.dtype),

@@ -17,7 +17,7 @@ PUBLIC = """
     Kind OpPolicy Order PACK_API Policy RESERVED_PROVIDERS Rejected Requirement SM Selection Target __version__ audit
     batch_invariant_mode bind_policy change_default compile current enable enable_torch_wrap errors failures get_op ops
     packs
-    parse_requirement refresh register_op scope select set_default_torch_wrap
+    parse_requirement patch refresh register_op scope select set_default_torch_wrap
 """
 
 

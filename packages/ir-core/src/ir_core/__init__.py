@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from ir_core import ops
     from ir_core.auditing import audit
     from ir_core.catalog import failures, packs
-    from ir_core.covering import batch_invariant_mode, enable
+    from ir_core.covering import batch_invariant_mode, enable, patch
     from ir_core.enabling import bind_policy
     from ir_core.fast_path import enable_torch_wrap, set_default_torch_wrap
     from ir_core.impl import ImplSpec, IrOpImpl
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "auditing": ("audit",),
     "catalog": ("failures", "packs"),
-    "covering": ("batch_invariant_mode", "enable"),
+    "covering": ("batch_invariant_mode", "enable", "patch"),
     "enabling": ("bind_policy",),
     "fast_path": ("enable_torch_wrap", "set_default_torch_wrap"),
     "impl": ("ImplSpec", "IrOpImpl"),
@@ -125,6 +125,7 @@ __all__ = [
     "ops",
     "packs",
     "parse_requirement",
+    "patch",
     "refresh",
     "register_op",
     "scope",

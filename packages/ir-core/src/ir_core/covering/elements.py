@@ -17,6 +17,7 @@ from ir_core import ops
 from ir_core.covering.known import report
 from ir_core.covering.reductions import root
 from ir_core.covering.shapes import Cover, default_floating, floating, into
+from ir_core.ops import elementary_float64
 
 
 def pointwise(name: str, function: Any) -> Cover:
@@ -101,14 +102,36 @@ def rsqrt(x: Tensor, *, out: Tensor | None = None) -> Tensor:
 
 
 def pow_(x: Any, exponent: Any, *, out: Tensor | None = None) -> Tensor:
-    """:func:`torch.pow`: small whole exponents are products, halves are roots; other ones go through exp and log."""
+    """:func:`torch.pow`: small whole exponents are products, halves are roots; others go through float64."""
     if isinstance(x, Tensor) and isinstance(exponent, (int, float)) and floating(x):
         wide = _wide(x)
         if exponent in _POWERS:
             return into(out, _POWERS[exponent](wide).to(x.dtype))
+    tensors = [t for t in (x, exponent) if isinstance(t, Tensor)]
+    recorded = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
+    dtype = _dtype(x, exponent)
+    if not recorded and dtype in (torch.float16, torch.bfloat16, torch.float32):
+        return into(out, _general_power(x, exponent, tensors[0].device).to(dtype))
     if not _exact_power(x, exponent):
-        report("torch.pow with this exponent", "only exponents from -2 to 4 and halves of 1 are covered")
+        report(
+            "torch.pow with this exponent and a gradient",
+            "only exponents from -2 to 4 and halves of 1 have one",
+        )
     return torch.pow(x, exponent) if out is None else torch.pow(x, exponent, out=out)
+
+
+def _general_power(x: Any, exponent: Any, device: torch.device) -> Tensor:
+    """``x ** exponent`` in float64: of the size of x, with the sign that a whole exponent gives a negative number."""
+    base = (
+        x.double() if isinstance(x, Tensor) else torch.full((), float(x), dtype=torch.float64, device=device)
+    )
+    y = exponent.double() if isinstance(exponent, Tensor) else torch.full_like(base, float(exponent))
+    size = elementary_float64.exp(y * elementary_float64.log(base.abs()))
+    half = y * 0.5
+    odd = (y == torch.floor(y)) & (half != torch.floor(half))
+    negative = torch.where(y == torch.floor(y), torch.where(odd, -size, size), float("nan"))
+    result = torch.where(base < 0, negative, size)
+    return torch.where((y == 0) | (base == 1), 1.0, result)
 
 
 def _exact_power(x: Any, exponent: Any) -> bool:

@@ -53,7 +53,7 @@ _ASKS: Final = """
     copysign nextafter heaviside histogram
 """
 _ROUNDS: Final = """
-    add radd sub subtract rsub mul multiply rmul div divide true_divide truediv rtruediv floor_divide floordiv
+    add radd sub subtract rsub mul multiply diff rmul div divide true_divide truediv rtruediv floor_divide floordiv
     rfloordiv mod square reciprocal leaky_relu prelu rdiv iadd isub imul idiv itruediv
 """
 _TELLS: Final = """
