@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """``ir_core.patch(model)``: modules that call ops, for those who prefer modules to a mode.
 
-A patched module keeps its class, parameters and hooks: it gets a ``forward`` of its own, which ``undo`` removes. It asks
-for batch invariance in each call, whatever the policy in force, and covers nothing else: what the model computes outside
-of these modules (attention, softmax, element-wise functions) stays torch's.
+A patched module keeps its class, parameters and hooks: it gets a ``forward`` of its own, which ``undo`` removes. It
+asks for batch invariance in each call, whatever the policy in force, and covers nothing else: what the model computes
+outside of these modules (attention, softmax, element-wise functions) stays torch's.
 """
 
 from __future__ import annotations
