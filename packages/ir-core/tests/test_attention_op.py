@@ -14,9 +14,8 @@ import ir_core
 from ir_core import ops
 from ir_core.errors import ArgumentError
 from ir_core.ops import powers, tiles64
-from ir_core.ops.chain16 import chain16
-from ir_core.ops.chain16_batched import chain16_add, fma_add
-from ir_core.ops.fma_chain import fma, fma_chain
+from ir_core.ops.chain16 import chain16, chain16_add
+from ir_core.ops.fma_chain import fma, fma_add, fma_chain
 
 pytestmark = pytest.mark.usefixtures("alone")
 

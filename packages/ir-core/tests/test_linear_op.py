@@ -14,7 +14,8 @@ from torch import Tensor
 import ir_core
 from ir_core import ops
 from ir_core.errors import ArgumentError
-from ir_core.ops.chain16 import chain16
+from ir_core.ops import chain16_narrow, chain16_wide
+from ir_core.ops.chain16 import chain16, chain16_add
 from ir_core.ops.fma_chain import fma_chain, mul_add_chain
 
 pytestmark = pytest.mark.usefixtures("alone")
@@ -95,6 +96,42 @@ def test_fma_chain_against_exact_arithmetic(spread):
             for k in range(60):
                 c = rounded(Fraction(x[m, k].item()) * Fraction(w[n, k].item()) + c, 24, -126)
             assert got[m, n].item() == float(c)
+
+
+@pytest.mark.parametrize("dtype", [HALF, BF16])
+@pytest.mark.parametrize("octaves", [0, 20, 24, 60, 120])
+def test_both_ways_through_chain16_have_the_same_bits(dtype, octaves):
+    """The fast way takes what it can, and the other one everything; also on top of accumulators."""
+    a, b = (
+        (torch.randn(2, r, 50) * torch.exp2(torch.randint(-octaves, octaves + 1, (2, r, 50)))).to(dtype)
+        for r in (3, 40)
+    )
+    a[0, 0], b[1, 1] = 0, 0
+    acc = torch.randn(2, 3, 40) * torch.exp2(torch.randint(-octaves, octaves + 1, (2, 3, 40)))
+    acc[:, :, :20] = 0
+    sides = [chain16_narrow.prepare(t, bias) for t, bias in zip((a, b), chain16_narrow.BIAS, strict=True)]
+    want = chain16_wide.add(acc, chain16_wide.prepare(a), chain16_wide.prepare(b))
+    assert equal(chain16_add(acc, a, b), want)
+    assert equal(chain16_add(acc.mT, b, a), want.mT)
+    fast = all(side is not None for side in sides)
+    assert fast == bool((a.isfinite().all() & b.isfinite().all()) and (dtype is HALF or octaves <= 24))
+    if fast and chain16_narrow.accepts(acc):
+        assert equal(chain16_narrow.add(acc, *sides), want)
+
+
+def test_the_fast_way_refuses_what_float32_cannot_hold():
+    for value in (2.0**-39, 2.0**51, math.inf, math.nan):
+        assert chain16_narrow.prepare(torch.full((1, 1, 16), value, dtype=BF16), 64) is None
+    for value in (2.0**-102, 2.0**100, math.inf, math.nan):
+        assert not chain16_narrow.accepts(torch.full((1, 1, 1), value))
+
+
+def test_sums_of_the_largest_significands_fit():
+    """16 products of 2 - 2**-7 are almost 64 units, and the accumulator brings the sum above 2**31."""
+    a = torch.full((1, 40), 2 - 2.0**-7, dtype=BF16)
+    assert equal(
+        chain16(a, a), chain16_wide.add(*(torch.zeros(1, 1, 1), *2 * [chain16_wide.prepare(a[None])]))[0]
+    )
 
 
 def test_mul_add_chain_step_by_step():

@@ -13,8 +13,8 @@ For fp16 or bf16 operands, K zero-padded to a multiple of 16, and a float32 accu
 A term that is infinite or no number makes ``c`` what IEEE 754 makes of such a sum. ``docs/orders.md`` states the order
 so that it can be written again, and says what was measured.
 
-Everything here is float64 where float64 is exact: a product has 22 significant bits at most, a term that was cut off
-is a multiple of ``2**(e - 25)`` below ``2**(e + 2)``, and 17 of those are far below 2**53 units.
+Two ways lead to the same bits. ``chain16_narrow.py`` has the fast one, for operands whose products and sums are all
+normal float32 numbers: those of models are. ``chain16_wide.py`` takes everything, in float64.
 """
 
 from __future__ import annotations
@@ -24,19 +24,14 @@ from typing import Final
 import torch
 from torch import Tensor
 
-STEP: Final = 16
-"""Products that are added at once."""
-FRACTION: Final = 25
-"""Bits of a term that are kept below the unit of the largest exponent."""
-BLOCK: Final = {"cpu": 1 << 13, "cuda": 1 << 21}
-"""Outputs that are computed side by side: on a CPU the 16 float64 products of each, 1 MiB, stay in a core's cache; a
-GPU gets enough to be busy."""
-_NONE: Final = -10000
-"""The exponent of zero: below all others, also as a sum of two."""
-_FLOOR: Final = -133
-"""The lowest ``e``."""
-_LOWEST: Final = {torch.float16: -14, torch.bfloat16: -126, torch.float32: -126}
-"""The exponent of the subnormal numbers of a dtype."""
+from ir_core.ops import chain16_narrow, chain16_wide
+
+BLOCK: Final = {"cpu": 1920, "cuda": 1 << 21}
+"""Outputs that are computed side by side. On a CPU 17 terms of each are fewer than the 32,768 elements from which on
+torch wakes its other threads, at each of the dozen small operations of a group: on a busy machine waiting for them
+costs a hundred times the work. A GPU gets enough to be busy."""
+ALONE: Final = 1 << 13
+"""The same on a CPU where torch has one thread: the terms, 544 KiB, stay in its cache."""
 
 
 def chain16(x: Tensor, weight: Tensor) -> Tensor:
@@ -54,81 +49,66 @@ def chain16(x: Tensor, weight: Tensor) -> Tensor:
     """
     if x.dtype not in (torch.float16, torch.bfloat16) or weight.dtype != x.dtype:
         raise TypeError(f"chain16 takes float16 or bfloat16, got {x.dtype} and {weight.dtype}")
-    rows, columns = x.shape[0], weight.shape[0]
-    out = torch.zeros(rows, columns, dtype=torch.float32, device=x.device)
-    if not out.numel() or not x.shape[1]:
-        return out
-    a, ea = _steps(x)
-    b, eb = _steps(weight)
+    acc = torch.zeros(1, x.shape[0], weight.shape[0], dtype=torch.float32, device=x.device)
+    return chain16_add(acc, x.unsqueeze(0), weight.unsqueeze(0)).squeeze(0)
+
+
+def chain16_add(acc: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+    """``acc + x @ weight.mT`` in the order ``chain16``, on top of ``acc``, for each of Z matrices.
+
+    Args:
+        acc: float32 ``[Z, R, C]``.
+        x: fp16 or bf16 ``[Z, R, K]``, any strides.
+        weight: of x's dtype, ``[Z, C, K]``, any strides.
+
+    Returns:
+        float32 ``[Z, R, C]``, contiguous.
+    """
+    (batch, rows, columns), k = acc.shape, x.shape[2]
+    if not acc.numel() or not k:
+        return acc
+    if rows > columns:  # the longer side is the one that is contiguous in the products
+        return chain16_add(acc.mT, weight, x).mT.contiguous()
+    acc, x, weight = acc.detach(), x.detach(), weight.detach()
     block = BLOCK.get(x.device.type, BLOCK["cpu"])
-    wide = min(columns, block)
-    high = block // wide
-    for r in range(0, rows, high):
+    if x.device.type == "cpu" and torch.get_num_threads() == 1:
+        block = ALONE
+    wide = even(columns, block)
+    high = even(rows, block // wide)
+    deep = even(batch, block // (wide * high))
+    out = torch.empty(acc.shape, dtype=torch.float32, device=acc.device)
+    for z in range(0, batch, deep):
+        left = [_Operand(x[z : z + deep, r : r + high], 0) for r in range(0, rows, high)]
         for c in range(0, columns, wide):
-            r_end, c_end = r + high, c + wide
-            out[r:r_end, c:c_end] = _block(
-                a[..., r:r_end], ea[..., r:r_end], b[..., c:c_end], eb[..., c:c_end]
-            )
-    if not (bool(torch.isfinite(x).all()) and bool(torch.isfinite(weight).all())):
-        _not_finite(out, x, weight)
+            right = _Operand(weight[z : z + deep, c : c + wide], 1)
+            for i, operand in enumerate(left):
+                at = slice(z, z + deep), slice(i * high, (i + 1) * high), slice(c, c + wide)
+                out[at] = _block(acc[at], operand, right)
     return out
 
 
-def _steps(t: Tensor) -> tuple[Tensor, Tensor]:
-    """Values and exponents of ``[R, K]`` as ``[K / 16, 16, R]``, padded with zeros; what is not finite counts as 0."""
-    t = torch.nn.functional.pad(t.detach(), (0, -t.shape[1] % STEP)).T.reshape(-1, STEP, t.shape[0])
-    values = torch.where(torch.isfinite(t), t, torch.zeros_like(t)).double()
-    return values, _exponent(values, _LOWEST[t.dtype]).to(torch.int16)
+def even(count: int, most: int) -> int:
+    """The length of the parts when ``count`` is cut evenly into as few as have at most ``most`` each."""
+    parts = -(-count // max(most, 1))
+    return -(-count // parts)
 
 
-def _exponent(values: Tensor, lowest: int) -> Tensor:
-    """Exponents of float64 numbers as int64, not below ``lowest``; zero has none."""
-    found = ((values.view(torch.int64) >> 52) & 0x7FF) - 1023
-    return torch.where(values == 0, _NONE, found.clamp(min=lowest))
+class _Operand:
+    """``[Z, R, K]`` of either side, made ready for the fast way, and for the other when a block needs it."""
+
+    def __init__(self, t: Tensor, side: int) -> None:
+        self.t = t
+        self.narrow = chain16_narrow.prepare(t, chain16_narrow.BIAS[side])
+        self._wide: chain16_wide.Prepared | None = None
+
+    @property
+    def wide(self) -> chain16_wide.Prepared:
+        if self._wide is None:
+            self._wide = chain16_wide.prepare(self.t)
+        return self._wide
 
 
-def _power(exponent: Tensor) -> Tensor:
-    """``2.0**exponent`` as float64, for int64 exponents of normal numbers."""
-    return ((exponent + 1023) << 52).view(torch.float64)
-
-
-def _block(a: Tensor, ea: Tensor, b: Tensor, eb: Tensor) -> Tensor:
-    """The accumulators ``[R, C]`` as float64, of operands ``[S, 16, R]`` and ``[S, 16, C]``."""
-    c = torch.zeros(a.shape[2], b.shape[2], dtype=torch.float64, device=a.device)
-    products = torch.empty(STEP, *c.shape, dtype=torch.float64, device=a.device)
-    for step in range(a.shape[0]):
-        torch.mul(a[step].unsqueeze(2), b[step].unsqueeze(1), out=products)
-        largest = (ea[step].unsqueeze(2) + eb[step].unsqueeze(1)).amax(0).to(torch.int64)
-        e = torch.maximum(largest, _exponent(c, _LOWEST[torch.float32])).clamp(min=_FLOOR)
-        up = _power(FRACTION - e)
-        products.mul_(up)
-        products.sub_(torch.frac(products))  # torch.trunc is eight times slower
-        total = products.sum(0).add_(c.mul_(up).trunc_())
-        c = _toward_zero(total.mul_(_power(e - FRACTION)))
-        c = torch.where(c.abs() >= 2.0**128, c * torch.inf, c)
-    return c
-
-
-def _toward_zero(value: Tensor) -> Tensor:
-    """float64 numbers rounded toward zero to 24 bits, and to multiples of 2**-149."""
-    unit = _power(_exponent(value, -126).clamp(min=-126) - 23)
-    return (value / unit).trunc_().mul_(unit).add_(0.0)  # a sum of -0 is +0 too
-
-
-def _not_finite(out: Tensor, x: Tensor, weight: Tensor) -> None:
-    """Put in what IEEE 754 makes of the rows and columns that hold infinities or what is no number."""
-    rows = (~torch.isfinite(x)).any(1).nonzero().squeeze(1)
-    columns = (~torch.isfinite(weight)).any(1).nonzero().squeeze(1)
-    for r in rows.tolist():
-        out[r] = _class(x[r : r + 1], weight, out[r : r + 1])[0]
-    for c in columns.tolist():
-        out[:, c] = _class(x, weight[c : c + 1], out[:, c : c + 1])[:, 0]
-
-
-def _class(x: Tensor, weight: Tensor, finite: Tensor) -> Tensor:
-    """``finite`` where all terms are, else the infinity or the NaN that their sum is."""
-    products = x.double().unsqueeze(1) * weight.double().unsqueeze(0)
-    above, below = (products == torch.inf).any(2), (products == -torch.inf).any(2)
-    none = torch.isnan(products).any(2) | (above & below)
-    result = torch.where(above, torch.inf, torch.where(below, -torch.inf, finite))
-    return torch.where(none, torch.nan, result)
+def _block(acc: Tensor, left: _Operand, right: _Operand) -> Tensor:
+    if left.narrow is not None and right.narrow is not None and chain16_narrow.accepts(acc):
+        return chain16_narrow.add(acc, left.narrow, right.narrow)
+    return chain16_wide.add(acc, left.wide, right.wide)

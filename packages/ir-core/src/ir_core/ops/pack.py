@@ -24,7 +24,13 @@ _PRODUCTS: Final = {
 }
 """Products of matrices: each dtype has an order of its own, and ``portable`` is the reference of all of them."""
 
-_CHAINS: Final = ("ir_core.ops.chunks", "ir_core.ops.matmul", "ir_core.ops.chain16", "ir_core.ops.fma_chain")
+_SUMS: Final = (
+    "ir_core.ops.chain16",
+    "ir_core.ops.chain16_narrow",
+    "ir_core.ops.chain16_wide",
+    "ir_core.ops.fma_chain",
+)
+_CHAINS: Final = ("ir_core.ops.chunks", "ir_core.ops.matmul", *_SUMS)
 _X8: Final = {"batch_invariant": True, "opaque": True, "order": "chain16x8", "sources": _CHAINS}
 _ATTENTION: Final = {
     "op": "attention",
@@ -37,9 +43,7 @@ _ATTENTION: Final = {
         "ir_core.ops.tiles64",
         "ir_core.ops.powers",
         "ir_core.ops.elementary",
-        "ir_core.ops.chain16_batched",
-        "ir_core.ops.chain16",
-        "ir_core.ops.fma_chain",
+        *_SUMS,
     ),
 }
 
@@ -96,7 +100,7 @@ PACK: Final[dict[str, Any]] = {
             "impl": f"ir_core.ops.{place}",
             "batch_invariant": True,
             "opaque": True,
-            "sources": ("ir_core.ops.chain16", "ir_core.ops.fma_chain"),
+            "sources": _SUMS,
         }
         for op, place in _PRODUCTS.items()
     ]

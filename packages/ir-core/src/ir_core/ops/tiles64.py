@@ -16,8 +16,8 @@ from typing import Final, NamedTuple
 import torch
 from torch import Tensor
 
-from ir_core.ops.chain16_batched import chain16_add, fma_add, mul_add
-from ir_core.ops.fma_chain import fma
+from ir_core.ops.chain16 import chain16_add
+from ir_core.ops.fma_chain import fma, fma_add, mul_add
 from ir_core.ops.powers import exp2
 
 TILE: Final = 64
