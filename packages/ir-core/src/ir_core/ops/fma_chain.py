@@ -22,6 +22,8 @@ from ir_core.ops.chain16 import even
 
 BLOCK: Final = {"cpu": 1 << 13, "cuda": 1 << 21}
 """Outputs that are computed side by side: a float64 for each stays in a core's cache."""
+NARROW: Final = 512
+"""Columns that stay together where there are many rows: then a weight is read for several rows at once."""
 STRETCH: Final = {"cpu": 1 << 15, "cuda": 1 << 24}
 """Float64 sums that are kept until they are looked at."""
 LENGTH: Final = 256
@@ -80,7 +82,7 @@ def _blocks(
     if rows > columns:  # the longer side is the one that is contiguous
         return _blocks(steps, acc.mT, weight, x).mT.contiguous()
     block = BLOCK.get(acc.device.type, BLOCK["cpu"])
-    wide = even(columns, block)
+    wide = even(columns, max(block // rows, NARROW))
     high = even(rows, block // wide)
     deep = even(batch, block // (wide * high))
     acc, left, right = acc.detach(), x.detach().permute(2, 0, 1).double(), weight.detach().permute(2, 0, 1)
