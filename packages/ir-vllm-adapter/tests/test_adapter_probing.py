@@ -278,7 +278,7 @@ def test_a_certificate_of_a_difference_says_where_it_begins() -> None:
     )
     assert made.verdict == "refuted"
     assert made.summary() == "in a growing chunk: changes when a chunk grows from 4 to 5 tokens"
-    assert "second at position 0 gave the same row other bits" in made.findings[0].summary.lower()
+    assert "in second at position 0 the same row got other bits" in made.findings[0].summary
     assert made.from_dict(made.to_dict()) == made
 
 

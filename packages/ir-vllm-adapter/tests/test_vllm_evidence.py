@@ -125,7 +125,7 @@ def test_verify_finds_a_backend_that_changes_at_ten_tokens(planted: dict[str, An
     assert set(verdicts.values()) == {"certified"}
     assert len(verdicts) == 4
     (text,) = planted["findings"]["vllm.attention: TRITON_ATTN"]
-    assert "Model.layers.1.self_attn.attn" in text
+    assert "In model.layers.1.self_attn.attn at position" in text
     assert "Changes when a chunk grows from 9 to 10 tokens." in text
     assert planted["left_out"] == 0
 

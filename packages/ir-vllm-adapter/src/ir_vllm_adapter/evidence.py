@@ -44,7 +44,7 @@ def by_construction(part: Part, target: Any) -> str:
     and its tail may call different exponentials, and where the tail begins depends on the number of elements.
     """
     if part.by == "ir-core":
-        return "element-wise additions in a fixed order" if part.runs == "portable" else ""
+        return "element-wise steps in a fixed order" if part.runs == "portable" else ""
     if part.kind == "embedding":
         return "copies rows"
     if part.kind == "all-reduce" and part.configuration["tensor_parallel"] == 2:

@@ -285,7 +285,7 @@ def _sentence(difference: Difference) -> str:
         return f"an operation between modules changed the input of {difference.module}"
     where = f" at position {difference.position}" if difference.position >= 0 else ""
     return (
-        f"{difference.module}{where} gave the same row other bits {difference.case}, "
+        f"in {difference.module}{where} the same row got other bits {difference.case}, "
         f"in a call of {difference.rows} rows, than in one of {difference.first_rows}"
     )
 
