@@ -12,10 +12,18 @@ _UNIFIED: Final = (
     "tl.sum. Its bits are those of that vLLM, Triton and device; the same in prompts, chunks and single tokens."
 )
 
+_SAMPLER: Final = (
+    "What the Triton kernel of the installed vLLM's sampler computes: the maximum, exponentials and their sum in "
+    "blocks of 1024 logits by tl.exp and tl.sum, and logit - maximum - log(sum), in float32."
+)
+
 PACK: Final[dict[str, Any]] = {
     "api": 1,
     "name": "vllm",
-    "orders": {"attention": {"vllm_unified": {"arithmetic": _UNIFIED, "reference": "vllm_triton"}}},
+    "orders": {
+        "attention": {"vllm_unified": {"arithmetic": _UNIFIED, "reference": "vllm_triton"}},
+        "log_softmax": {"vllm_sampler": {"arithmetic": _SAMPLER, "reference": "vllm_triton"}},
+    },
     "implementations": [
         {
             "op": "attention",
@@ -25,6 +33,16 @@ PACK: Final[dict[str, Any]] = {
             "batch_invariant": True,
             "opaque": True,
             "order": "vllm_unified",
+            "requires": "sm>=8.0 | cpu,triton_interpreter",
+        },
+        {
+            "op": "log_softmax",
+            "provider": "vllm_triton",
+            "impl": "ir_vllm_adapter.engine_logprobs:log_softmax",
+            "supports_args": "ir_vllm_adapter.engine_logprobs:supports",
+            "batch_invariant": True,
+            "opaque": True,
+            "order": "vllm_sampler",
             "requires": "sm>=8.0 | cpu,triton_interpreter",
         },
     ],
