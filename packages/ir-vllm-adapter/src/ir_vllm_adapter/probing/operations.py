@@ -30,7 +30,7 @@ class Operation:
         name: namespace and name, ``aten.mm``.
         place: source file and line that called it.
         differs: whether a row had other bits; ``None`` where no row could be compared.
-        other: whether no reference run called this operation at this place.
+        other: whether no reference run called such an operation in this section.
     """
 
     name: str
@@ -55,7 +55,7 @@ class Operations(Watch):
         super().__init__(model)
         self.total = 0
         self.reference = True
-        self._usual: dict[str, set[tuple[int, str]]] = {}
+        self._usual: dict[str, set[str]] = {}
         self._seen: dict[tuple[str, int, str], dict[int, int]] = {}
         self._sections: list[tuple[str, list[Operation], list[str]]] = [("", [], [])]
 
@@ -78,12 +78,12 @@ class Operations(Watch):
     def culprit(self) -> str:
         """The first operation of this section that differs; else what it ran that torch does not see into."""
         _, operations, kernels = self._sections[-1]
-        found = next((str(op) for op in operations if op.differs or op.other), "")
-        if found:
-            return found
+        launched = [f"Triton {', '.join(dict.fromkeys(kernels))}"] if kernels else []
+        found = next((op for op in operations if op.differs or op.other), None)
+        if found is not None:
+            return str(found) if found.name.startswith("aten.") else "; ".join([str(found), *launched])
         # An operation that fills a tensor which it is given has never seen the bits that lay there before.
         opaque = dict.fromkeys(str(op) for op in operations if not op.name.startswith(("aten.", "prim.")))
-        launched = [f"Triton {', '.join(dict.fromkeys(kernels))}"] if kernels else []
         return "; ".join([*opaque, *launched])
 
     # -- seeing ------------------------------------------------------------------------------------------
@@ -101,17 +101,14 @@ class Operations(Watch):
             )
             differs = self._differs((section, len(operations), call.name), keys, out)
         place = f"{os.path.basename(call.place.file)}:{call.place.line}" if call.place.file else ""
-        operations.append(
-            Operation(call.name, place, differs, self._is_other(section, len(operations), call.name))
-        )
+        operations.append(Operation(call.name, place, differs, self._is_other(section, call.name)))
         return result
 
-    def _is_other(self, section: str, number: int, name: str) -> bool:
+    def _is_other(self, section: str, name: str) -> bool:
         if self.reference:
-            self._usual.setdefault(section, set()).add((number, name))
+            self._usual.setdefault(section, set()).add(name)
             return False
-        usual = self._usual.get(section)
-        return usual is not None and (number, name) not in usual
+        return section in self._usual and name not in self._usual[section]
 
     def _differs(self, where: tuple[str, int, str], keys: Any, outputs: list[Tensor]) -> bool | None:
         if not outputs:
