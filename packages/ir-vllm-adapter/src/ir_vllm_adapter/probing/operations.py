@@ -70,6 +70,8 @@ class Operations(Watch):
         if len(self._sections) > 1:
             self._sections.pop()
         self._sections[-1] = (f"after {module}", [], [])
+        if self.reference:  # known, also where nothing is called in it
+            self._usual.setdefault(f"after {module}", set())
 
     def begin(self) -> None:
         """A forward pass begins."""
