@@ -23,6 +23,7 @@ from typing import Any, Final
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
 
 from ir_vllm_adapter import kinds
 from ir_vllm_adapter.probing import rows
@@ -146,12 +147,14 @@ class Tap:
 
         def before(module: Any, args: Any, kwargs: Any) -> None:
             if self._active:
-                self._calls.append(self._asked(name, module, found, list(rows.tensors((args, kwargs)))))
+                with _disable_current_modes():  # what the tap computes is no operation of the model
+                    self._calls.append(self._asked(name, module, found, list(rows.tensors((args, kwargs)))))
                 self._section(name, self._calls[-1].total)
 
         def after(module: Any, args: Any, kwargs: Any, output: Any) -> None:
             if self._active:
-                self._answered(name, found, self._calls.pop(), list(rows.tensors(output)))
+                with _disable_current_modes():
+                    self._answered(name, found, self._calls.pop(), list(rows.tensors(output)))
                 self._section(name, self._calls[-1].total if self._calls else len(self._known), ends=True)
 
         self._ways_back.append(module.register_forward_pre_hook(before, with_kwargs=True).remove)
@@ -169,10 +172,12 @@ class Tap:
                 given = list(rows.tensors((args, kwargs)))
                 total = rows.count(given)
                 self._order += 1
-                call = _Call(rows.keys(given, total), total, self._order)
+                with _disable_current_modes():
+                    call = _Call(rows.keys(given, total), total, self._order)
                 self._section("sampler", total)
                 result = original(*args, **kwargs)
-                self._answered("sampler", found, call, list(rows.tensors(result)))
+                with _disable_current_modes():
+                    self._answered("sampler", found, call, list(rows.tensors(result)))
                 self._section("sampler", total, ends=True)
                 return result
 
