@@ -75,6 +75,8 @@ for _name in ("cumsum", "cumprod", "logcumsumexp"):
     for _home in (torch, Tensor):
         _function = getattr(_home, _name)
         _cover(reductions.cumulative(_function, _name), _function)
+    _function = getattr(torch.ops.aten, _name).default  # as a compiler's own passes call it
+    _cover(reductions.cumulative(_function, _name), _function)
 
 # Norms, losses, attention.
 _cover(norms.layer_norm, F.layer_norm, torch.layer_norm)
