@@ -199,6 +199,19 @@ def test_caches_and_counters_do_not_count_and_are_named(folder: Folder) -> None:
     assert [line for line in said if "_calls" in line] and [line for line in said if "_cache" in line]
 
 
+def test_a_cache_of_another_module_does_not_count(folder: Folder) -> None:
+    """The module that fills it is of the same package: a certificate made before the first call counts after it."""
+    folder.write("pack_{0}/__init__.py", "")
+    folder.write("pack_{0}/made.py", "MADE = {}\ndef make(x):\n    MADE[x] = x\n    return x\n")
+    folder.write(
+        "pack_{0}/kern.py",
+        "from pack_{0}.made import MADE, make\ndef kernel(x):\n    return MADE.get(x) or make(x)\n",
+    )
+    module = folder.load("pack_{0}.kern")
+    assert not changes(lambda: [module.kernel(n) for n in range(1, 4)], module.kernel)
+    assert [line for line in sources.not_covered([module.kernel]) if "MADE is changed at run time" in line]
+
+
 # -- what cannot be followed -------------------------------------------------------------------------------
 
 

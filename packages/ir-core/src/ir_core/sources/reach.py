@@ -6,6 +6,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import inspect
+import sys
 import types
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -171,10 +172,22 @@ class Reach:
                     self._variable(f"{_public(name)}:{key}", key, space[key], state)
 
     def _variable(self, label: str, name: str, content: Any, state: frozenset[str]) -> None:
-        if name in state and not callable(content) and not isinstance(content, types.ModuleType):
+        if callable(content) or isinstance(content, types.ModuleType):
+            self._add(label, content)
+        elif name in state or self._changed_at_home(name, content):
             self.unseen.add(f"{label} is changed at run time")
         else:
             self._add(label, content)
+
+    def _changed_at_home(self, name: str, content: Any) -> bool:
+        """Whether another module of the same packages, which has this very container, changes it at run time."""
+        if not isinstance(content, dict | list | set):
+            return False
+        for home, module in list(sys.modules.items()):
+            if home.partition(".")[0] in self._own and (_get(module, "__dict__") or {}).get(name) is content:
+                if name in gaps.state(self._path(home)):
+                    return True
+        return False
 
     def _add(self, label: str, content: Any) -> None:
         self._data.add(f"{label} = {self._text(content, label)}")
