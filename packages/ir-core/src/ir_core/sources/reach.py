@@ -184,9 +184,11 @@ class Reach:
         if not isinstance(content, dict | list | set):
             return False
         for home, module in list(sys.modules.items()):
-            if home.partition(".")[0] in self._own and (_get(module, "__dict__") or {}).get(name) is content:
-                if name in gaps.state(self._path(home)):
-                    return True
+            shared = (
+                home.partition(".")[0] in self._own and (_get(module, "__dict__") or {}).get(name) is content
+            )
+            if shared and name in gaps.state(self._path(home)):
+                return True
         return False
 
     def _add(self, label: str, content: Any) -> None:
