@@ -21,7 +21,7 @@ from ir_core import enabling
 from ir_core import policy as policies
 from ir_core.covering.compiling import covering, covering_in_graph
 from ir_core.covering.presence import _PRESENCES, Presence
-from ir_core.covering.table import COVERS, notice
+from ir_core.covering.table import COVERS, WRAPPED, notice
 from ir_core.enabling import Enabled
 from ir_core.policy import Policy
 
@@ -33,10 +33,10 @@ class Covering(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = {} if kwargs is None else kwargs
-        active = covering_in_graph() if torch.compiler.is_compiling() else covering()
-        if not active:
+        compiling = torch.compiler.is_compiling()
+        if not (covering_in_graph() if compiling else covering()):
             return func(*args, **kwargs)
-        cover = COVERS.get(func)
+        cover = (compiling and WRAPPED.get(getattr(func, "__name__", ""))) or COVERS.get(func)
         if cover is not None:
             return cover(*args, **kwargs)
         notice(func)

@@ -7,6 +7,7 @@ Dynamo looks a function up in it while it traces.
 
 from __future__ import annotations
 
+import types
 from typing import Any, Final
 
 import torch
@@ -114,3 +115,10 @@ _named(elements.addcmul, "addcmul", inplace_too=True)
 _named(elements.addcdiv, "addcdiv", inplace_too=True)
 _named(elements.lerp, "lerp", inplace_too=True)
 _named(elements.hypot, "hypot", inplace_too=True)
+
+WRAPPED: Final = {
+    function.__name__: cover
+    for function, cover in COVERS.items()
+    if isinstance(function, types.FunctionType) and hasattr(function, "__wrapped__")
+}
+"""Operators that torch wraps in Python (``2 ** x``), by name: Dynamo does not find such a function as a key."""
