@@ -25,12 +25,12 @@ from ir_core.parallel.linears import column_parallel_linear, row_parallel_linear
 def linear_of_dtensors(x: DTensor, weight: DTensor, bias: DTensor | None = None) -> DTensor:
     """``F.linear`` of DTensors on a mesh of one dimension, with bits that do not depend on its size.
 
-    =============  =================  ============  ====================================================
-    ``weight``     ``x``              ``bias``      result
-    =============  =================  ============  ====================================================
-    ``Shard(1)``   last dimension     ``Replicate`` ``Replicate``: the sum over ranks is done, in order
-    ``Shard(0)``   ``Replicate``      ``Shard(0)``  sharded in the last dimension
-    =============  =================  ============  ====================================================
+    =============  =================  ==============  ====================================================
+    ``weight``     ``x``              ``bias``        result
+    =============  =================  ==============  ====================================================
+    ``Shard(1)``   last dimension     ``Replicate``   ``Replicate``: the sum over ranks is done, in order
+    ``Shard(0)``   ``Replicate``      ``Shard(0)``    sharded in the last dimension
+    =============  =================  ==============  ====================================================
 
     Raises:
         ArgumentError: other placements, a mesh of more dimensions, or not 1, 2, 4 or 8 ranks.
