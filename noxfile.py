@@ -244,7 +244,8 @@ def packs(session: nox.Session) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     made = folder.with_name("made-kernels")
     shutil.rmtree(made, ignore_errors=True)
-    session.run("python", "-m", "pip", "uninstall", "--quiet", "--yes", made.name, silent=True)  # of a run before
+    # A run before this one has installed it here.
+    session.run("python", "-m", "pip", "uninstall", "--quiet", "--yes", made.name, silent=True)
     with session.chdir(made.parent):
         session.run("python", "-m", "ir_core", "new-pack", made.name)
     session.run("python", "tests/packs/build_packs.py", str(folder), str(made))
