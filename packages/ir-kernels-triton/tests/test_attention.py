@@ -15,7 +15,10 @@ from ir_core.ops.scaled_dot_product import attention as op
 from ir_kernels_triton import attention_config
 from ir_kernels_triton.attention_config import Choice, Shape
 
-pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning:triton")  # of NumPy, for what is no number
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore::RuntimeWarning:triton"),  # of NumPy, for what is no number
+]
 
 HALF, BF16, F32 = torch.float16, torch.bfloat16, torch.float32
 

@@ -16,6 +16,8 @@ from ir_core.policy import OpPolicy
 from ir_core.target import Capability, Target
 from ir_kernels_triton import linear_split_config as config
 
+pytestmark = pytest.mark.slow
+
 HALF, BF16, F32 = torch.float16, torch.bfloat16, torch.float32
 
 

@@ -10,6 +10,8 @@ from torch import Tensor
 import ir_core
 from ir_core import ops
 
+pytestmark = pytest.mark.slow
+
 HALF, BF16, F32 = torch.float16, torch.bfloat16, torch.float32
 INF, NAN = float("inf"), float("nan")
 NAMES = ("softmax", "log_softmax", "logsumexp", "sum", "mean", "layer_norm")
