@@ -61,7 +61,7 @@ def prepared_scale(query: Tensor, scale: float | None) -> tuple[Tensor, float]:
     """The query and the positive factor of its scores, such that ``2**(factor * score)`` is what softmax sums.
 
     A negative scale is that of the negative query, since every order here is symmetric in sign; 0 that of a query of
-    zeros. The factor is rounded to the accumulator's type by whoever multiplies with it.
+    zeros. The factor is rounded to the accumulator's type where it is multiplied with.
     """
     scale = float(query.shape[-1]) ** -0.5 if scale is None else float(scale)
     if scale < 0.0:
