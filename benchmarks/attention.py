@@ -16,7 +16,6 @@ import argparse
 import importlib
 import multiprocessing
 import os
-import statistics
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -236,33 +235,6 @@ def operands(point: Point, copies: int) -> list[tuple[Tensor, Tensor, Tensor]]:
     ]
 
 
-def graph_of(call: Call, sets: list[tuple[Tensor, Tensor, Tensor]], turns: int) -> torch.cuda.CUDAGraph:
-    stream = torch.cuda.Stream()
-    with torch.cuda.stream(stream):
-        call(*sets[0])
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        for turn in range(turns):
-            call(*sets[turn % len(sets)])
-    return graph
-
-
-def replay(graphs: dict[Any, torch.cuda.CUDAGraph], turns: int) -> dict[Any, float]:
-    """Median microseconds a call; the contenders take turns, so that a hot or throttled card is so for all."""
-    begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-    times: dict[Any, list[float]] = {name: [] for name in graphs}
-    for turn in range(REPLAYS + 2):
-        for name, graph in graphs.items():
-            begin.record()
-            graph.replay()
-            end.record()
-            end.synchronize()
-            if turn >= 2:
-                times[name].append(begin.elapsed_time(end) * 1000 / turns)
-    return {name: round(statistics.median(values), 2) for name, values in times.items()}
-
-
 def sets_of(point: Point) -> tuple[list[tuple[Tensor, Tensor, Tensor]], int]:
     copies = max(1, min(-(-COLD_BYTES // point.bytes), 16))
     return operands(point, copies), max(copies, 4)
@@ -284,11 +256,11 @@ def measure(
             if error > 2.0**-6:
                 wrong[name] = f"relative error {error:.3g}"
                 continue
-            graphs[name] = graph_of(call, sets, turns)
+            graphs[name] = common.graph_of(call, sets, turns)
         except Exception as error:  # a peer may refuse a shape in any way
             wrong[name] = f"{type(error).__name__}: {error}".splitlines()[0][:200]
             torch.cuda.synchronize()
-    return replay(graphs, turns), wrong
+    return common.replay(graphs, turns, REPLAYS, digits=2), wrong
 
 
 def tune(point: Point) -> dict[str, float]:
@@ -305,10 +277,10 @@ def tune(point: Point) -> dict[str, float]:
             got = call(*sets[0])
             if not torch.equal(got.view(torch.int16), want.view(torch.int16)):
                 raise SystemExit(f"{point.name}: {choice} has other bits")
-            graphs[str(choice)] = graph_of(call, sets, turns)
+            graphs[str(choice)] = common.graph_of(call, sets, turns)
         except (RuntimeError, ValueError) as error:  # out of registers or shared memory
             print(f"{choice}: {type(error).__name__}: {error}".splitlines()[0][:160])
-    return dict(sorted(replay(graphs, turns).items(), key=lambda item: item[1]))
+    return dict(sorted(common.replay(graphs, turns, REPLAYS, digits=2).items(), key=lambda item: item[1]))
 
 
 def compare_bits() -> str:

@@ -6,8 +6,9 @@ from __future__ import annotations
 import datetime
 import json
 import platform
+import statistics
 import timeit
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, TypeVar
@@ -54,6 +55,38 @@ def interleaved(calls: dict[str, Callable[[], object]], *, number: int, rounds: 
         for name, call in calls.items():
             best[name] = min(best[name], timeit.timeit(call, number=number) / number)
     return best
+
+
+def graph_of(call: Callable[..., Any], sets: Sequence[tuple[Any, ...]], turns: int) -> Any:
+    """A CUDA graph of ``turns`` calls, which go through the sets of arguments one after the other."""
+    import torch
+
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        call(*sets[0])
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for turn in range(turns):
+            call(*sets[turn % len(sets)])
+    return graph
+
+
+def replay(graphs: Mapping[Any, Any], turns: int, replays: int, digits: int = 3) -> dict[Any, float]:
+    """Median microseconds a call; the contenders take turns, so that a hot or throttled card is so for all."""
+    import torch
+
+    begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    times: dict[Any, list[float]] = {name: [] for name in graphs}
+    for turn in range(replays + 2):
+        for name, graph in graphs.items():
+            begin.record()
+            graph.replay()
+            end.record()
+            end.synchronize()
+            if turn >= 2:
+                times[name].append(begin.elapsed_time(end) * 1000 / turns)
+    return {name: round(statistics.median(values), digits) for name, values in times.items()}
 
 
 def save(name: str, results: dict[str, Any]) -> Path:

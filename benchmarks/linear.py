@@ -194,33 +194,6 @@ def compare_bits(count: int, seconds: float) -> dict[str, Any]:
     }
 
 
-def graph_of(call: Call, sets: list[tuple[Tensor, Tensor]], turns: int) -> torch.cuda.CUDAGraph:
-    stream = torch.cuda.Stream()
-    with torch.cuda.stream(stream):
-        call(*sets[0])
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        for turn in range(turns):
-            call(*sets[turn % len(sets)])
-    return graph
-
-
-def replay(graphs: dict[str, torch.cuda.CUDAGraph], turns: int, replays: int = REPLAYS) -> dict[str, float]:
-    """Median microseconds a call; the contenders take turns, so that a hot or throttled card is so for all."""
-    begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-    times: dict[str, list[float]] = {name: [] for name in graphs}
-    for turn in range(replays + 2):
-        for name, graph in graphs.items():
-            begin.record()
-            graph.replay()
-            end.record()
-            end.synchronize()
-            if turn >= 2:
-                times[name].append(begin.elapsed_time(end) * 1000 / turns)
-    return {name: round(statistics.median(values), 3) for name, values in times.items()}
-
-
 def operands(point: Point, copies: int) -> list[tuple[Tensor, Tensor]]:
     generator = torch.Generator("cuda").manual_seed(0)
     return [
@@ -248,10 +221,10 @@ def measure(point: Point, calls: dict[str, Call]) -> tuple[dict[str, float], dic
             if error > 2.0**-7:
                 wrong[name] = f"relative error {error:.3g}"
                 continue
-            graphs[name] = graph_of(call, sets, turns)
+            graphs[name] = common.graph_of(call, sets, turns)
         except Exception as error:  # a peer may refuse a shape in any way
             wrong[name] = f"{type(error).__name__}: {error}".splitlines()[0][:200]
-    return replay(graphs, turns), wrong
+    return common.replay(graphs, turns, REPLAYS), wrong
 
 
 def copy_bandwidth() -> float:
@@ -259,10 +232,10 @@ def copy_bandwidth() -> float:
     a = torch.zeros(1 << 29, dtype=torch.bfloat16, device="cuda")
     b = torch.empty_like(a)
     graphs = {
-        "engine": graph_of(lambda x, y: y.copy_(x), [(a, b)], 4),
-        "kernel": graph_of(lambda x, y: torch.neg(x, out=y), [(a, b)], 4),
+        "engine": common.graph_of(lambda x, y: y.copy_(x), [(a, b)], 4),
+        "kernel": common.graph_of(lambda x, y: torch.neg(x, out=y), [(a, b)], 4),
     }
-    return 2 * a.numel() * 2 / min(replay(graphs, 4).values())
+    return 2 * a.numel() * 2 / min(common.replay(graphs, 4, REPLAYS).values())
 
 
 def chain(calls: dict[str, Call], model: str, rows: int = 8) -> dict[str, float]:
@@ -279,8 +252,8 @@ def chain(calls: dict[str, Call], model: str, rows: int = 8) -> dict[str, float]
                 out = call(a, b)
             return out
 
-        graphs[name] = graph_of(layer, [(made, None) for made in layers], copies)
-    return replay(graphs, copies)
+        graphs[name] = common.graph_of(layer, [(made, None) for made in layers], copies)
+    return common.replay(graphs, copies, REPLAYS)
 
 
 def host_cost(calls: dict[str, Call]) -> dict[str, float]:

@@ -25,7 +25,7 @@ from typing import Any, Final
 
 import common
 import torch
-from linear import COLD_BYTES, MODELS, Point, _compile, _pinned, graph_of, operands, replay
+from linear import COLD_BYTES, MODELS, Point, _compile, _pinned, operands
 from torch import Tensor
 
 from ir_kernels_triton import linear, linear_config
@@ -168,10 +168,10 @@ def measure(point: Point, pinned: Callable[[Tensor, Tensor], Tensor]) -> dict[st
             if differing:
                 wrong[name] = f"{differing} outputs differ from plain tiles"
             if not differing or name in ("cublas", "pinned"):
-                graphs[name] = graph_of(call, sets, turns)
+                graphs[name] = common.graph_of(call, sets, turns)
         except Exception as error:
             wrong[name] = f"{type(error).__name__}: {error}".splitlines()[0][:200]
-    us = replay(graphs, turns, REPLAYS)
+    us = common.replay(graphs, turns, REPLAYS)
     own = {name: took for name, took in us.items() if name not in ("cublas", "pinned", "packaged")}
     best = min(own, key=own.__getitem__, default="packaged")
     return {

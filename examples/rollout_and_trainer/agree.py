@@ -12,8 +12,6 @@ Orders say how an op adds and rounds, and not which ops a model is made of. Qwen
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -88,7 +86,7 @@ class _SiluAndMul(torch.autograd.Function):
         from vllm.model_executor.layers.activation import SiluAndMul
 
         context.save_for_backward(both)
-        with _plain_torch():
+        with torch._C.DisableTorchFunction():  # as in the engine: no mode sends torch's functions elsewhere
             if both.is_cuda:
                 out = both.new_empty((both.shape[0], both.shape[1] // 2))
                 torch.ops._C.silu_and_mul(out, both)
@@ -102,13 +100,6 @@ class _SiluAndMul(torch.autograd.Function):
         sigmoid = torch.sigmoid(gate)
         through = grad32 * up * sigmoid * (1 + gate * (1 - sigmoid))
         return torch.cat((through, grad32 * gate * sigmoid), dim=-1).to(grad.dtype)
-
-
-@contextlib.contextmanager
-def _plain_torch() -> Iterator[None]:
-    """Torch's own functions, as in the engine: no mode sends them elsewhere."""
-    with torch._C.DisableTorchFunction():
-        yield
 
 
 class _Table:
